@@ -1,0 +1,274 @@
+"""Documents: where the text comes from, and which split each document belongs to.
+
+A document is one module's docstrings, one line of a `.jsonl` file, one row of a table, one text
+file. Whole documents are assigned to train, validation or test by a hash of their text, so that
+no document stands in two splits and adding documents does not move the others.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from l0plane.files import UserError, replacing, write_json
+
+SPLITS = ("train", "validation", "test")
+#: Docstrings shorter than this say little and repeat much ("Returns the value.").
+MIN_DOCSTRING_CHARS = 80
+#: A single document longer than this is cut into documents of this length at most.
+MAX_DOCUMENT_CHARS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from (`package/module.py`, `file:line`, `dataset:row`)."""
+
+    source: str
+    text: str
+
+
+def read_documents(spec: dict[str, Any]) -> Iterator[Document]:
+    """Yield the documents that the configuration's `corpus` section asks for.
+
+    Raises:
+        UserError: a package is not installed, a file is missing, binary or of an unknown kind,
+            a column is missing, or the hub cannot be reached.
+    """
+    if spec["source"] == "docstrings":
+        yield from docstring_documents(spec["packages"])
+    elif spec["source"] == "files":
+        yield from file_documents(spec["paths"], spec.get("column", "text"))
+    else:
+        yield from hub_documents(spec)
+
+
+# --- docstrings of the installed packages
+
+
+def docstring_documents(packages: Iterable[str]) -> Iterator[Document]:
+    """Yield one document per module of the installed `packages`: its docstrings in file order.
+
+    The source is parsed, never imported. Packages and modules come in sorted order, so the same
+    installed versions give the same documents everywhere. A docstring that stood in an earlier
+    module is left out (wrappers repeat what they wrap), so none is in two documents.
+    """
+    modules: list[tuple[str, str]] = []
+    for package in sorted(packages, key=str.lower):
+        try:
+            files = importlib.metadata.distribution(package).files or []
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(
+                f"corpus.packages: {package!r} is not installed; "
+                "install requirements.lock, or leave it out of the list"
+            ) from None
+        names = sorted(str(f) for f in files if f.suffix == ".py" and ".." not in f.parts)
+        located = importlib.metadata.distribution(package)
+        modules += [(f"{package}/{name}", str(located.locate_file(name))) for name in names]
+    seen: set[str] = set()
+    # fork: a spawned worker would import the caller's main script again.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        found = pool.map(_module_docstrings, (path for _, path in modules), chunksize=64)
+        for (source, _), docstrings in zip(modules, found, strict=True):
+            new = [text for text in dict.fromkeys(docstrings) if text not in seen]
+            seen.update(new)
+            if new:
+                yield Document(source, "\n\n".join(new))
+
+
+def _module_docstrings(path: str) -> list[str]:
+    try:
+        code = Path(path).read_bytes()
+    except OSError:
+        return []
+    if b'"""' not in code and b"'''" not in code:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError):  # templates and test data that are not Python
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return [text for text in docstrings if text and len(text) >= MIN_DOCSTRING_CHARS]
+
+
+# --- the user's own files
+
+
+def file_documents(patterns: Iterable[str], column: str = "text") -> Iterator[Document]:
+    """Yield the documents of `.txt`, `.jsonl` and `.parquet` files given by path or glob.
+
+    A `.txt` file is one document; a `.jsonl` file one a line and a `.parquet` file one a row,
+    each in the field or column named `column`.
+    """
+    for pattern in patterns:
+        anchor = Path(pattern).anchor
+        paths = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
+        if not paths:
+            raise UserError(f"corpus.paths: no file matches {pattern!r}")
+        for path in paths:
+            reader = _READERS.get(path.suffix)
+            if reader is None:
+                raise UserError(f"{path}: expected a file ending in .txt, .jsonl or .parquet")
+            yield from reader(path, column)
+
+
+def _text_file(path: Path, column: str) -> Iterator[Document]:
+    yield Document(str(path), _decode(path.read_bytes(), str(path)))
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    if "\0" in text:
+        raise UserError(f"{where}: holds zero bytes; expected text, not a binary file")
+    return text
+
+
+def _jsonl_file(path: Path, column: str) -> Iterator[Document]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            where = f"{path}:{number}"
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(_decode(raw, where))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not valid JSON ({error.msg})") from None
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+                raise UserError(f"{where}: expected an object with a string field {column!r}")
+            text = row[column]
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(f"{where}: field {column!r} holds half a surrogate pair") from None
+            yield Document(where, text)
+
+
+def _parquet_file(path: Path, column: str) -> Iterator[Document]:
+    row = 0
+    try:
+        table = pq.ParquetFile(path)
+        if column not in table.schema_arrow.names:
+            raise UserError(f"{path}: no column {column!r}; it has {table.schema_arrow.names}")
+        for batch in table.iter_batches(columns=[column]):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise UserError(f"{path}: row {row} of column {column!r} is not a string")
+                yield Document(f"{path}:{row}", text)
+                row += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+_READERS = {".txt": _text_file, ".jsonl": _jsonl_file, ".parquet": _parquet_file}
+
+
+# --- a data set on the hub, or a directory in the hub's layout
+
+
+def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
+    """Stream up to `spec["documents"]` documents of a `datasets` hub id or local directory."""
+    import datasets
+
+    name, column = spec["dataset"], spec.get("column", "text")
+    try:
+        rows = datasets.load_dataset(
+            name, spec.get("subset"), split=spec.get("split", "train"), streaming=True
+        )
+        for number, row in enumerate(rows):
+            if number == spec["documents"]:
+                return
+            if not isinstance(row.get(column), str):
+                raise UserError(
+                    f"corpus.column: {name} has no text column {column!r}; it has {sorted(row)}"
+                )
+            yield Document(f"{name}:{number}", row[column])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"corpus.dataset: cannot read {name!r} ({error}). Without a network, download the "
+            "data set elsewhere, copy its directory here and give its path in corpus.dataset"
+        ) from None
+
+
+# --- splitting and storing
+
+
+def split_of(text: str, validation: float, test: float) -> str:
+    """The split of a document: a hash of its text, as a number in [0, 1), against the shares."""
+    position = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    if position < test:
+        return "test"
+    return "validation" if position < test + validation else "train"
+
+
+def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str | Path) -> None:
+    """Read the documents, drop exact duplicates, assign splits, and write both files.
+
+    Writes a Parquet file with columns `source`, `split`, `text`, and a manifest with the counts,
+    the package versions and the SHA-256 of all (split, text) pairs in order.
+    """
+    seen: set[bytes] = set()
+    rows: dict[str, list[str]] = {"source": [], "split": [], "text": []}
+    digest = hashlib.sha256()
+    characters = dict.fromkeys(SPLITS, 0)
+    duplicates = 0
+    for document in read_documents(spec):
+        for start in range(0, len(document.text), MAX_DOCUMENT_CHARS):
+            text = document.text[start : start + MAX_DOCUMENT_CHARS]
+            if not text.strip():
+                continue
+            key = hashlib.sha256(text.encode()).digest()
+            if key in seen:
+                duplicates += 1
+                continue
+            seen.add(key)
+            split = split_of(text, spec["validation"], spec["test"])
+            digest.update(split.encode() + key)
+            characters[split] += len(text)
+            for name, value in zip(rows, (document.source, split, text), strict=True):
+                rows[name].append(value)
+    empty = [split for split in SPLITS if not characters[split]]
+    if empty:
+        raise UserError(
+            f"corpus: no document fell into {', '.join(empty)}: {len(seen)} distinct documents "
+            "are too few to split; give more, or shorter, documents"
+        )
+    with replacing(documents_path) as part:
+        pq.write_table(pa.table(rows), part, compression="zstd")
+    write_json(
+        manifest_path,
+        {
+            "source": spec["source"],
+            "sha256": digest.hexdigest(),
+            "documents": {s: rows["split"].count(s) for s in SPLITS},
+            "characters": characters,
+            "duplicates_removed": duplicates,
+            "packages": {
+                package: importlib.metadata.version(package)
+                for package in sorted(spec.get("packages", []), key=str.lower)
+            },
+        },
+    )
+
+
+def split_texts(documents_path: str | Path, split: str) -> Iterator[str]:
+    """Yield the texts of one split, in order."""
+    table = pq.read_table(documents_path, filters=[("split", "=", split)], columns=["text"])
+    for text in table.column("text"):
+        yield text.as_py()

@@ -1,0 +1,102 @@
+"""Token contexts: documents encoded, joined by the end-of-text token, cut into equal pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from l0plane.files import UserError, replacing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, directory: str | Path) -> None:
+    """Train a byte-level BPE tokenizer of `vocabulary` tokens; save it in Hugging Face layout."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=vocabulary, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+    ).save_pretrained(directory)
+
+
+def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a language model given by directory or hub id.
+
+    Raises:
+        UserError: there is none at that place.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_directory))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"language_model.path: no tokenizer at {name_or_directory} ({reason})"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"language_model.path: the tokenizer at {name_or_directory} has no eos")
+    return tokenizer
+
+
+def encode_contexts(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    max_tokens: int | None = None,
+) -> np.ndarray:
+    """Encode `texts` into contexts, int32 `[contexts, context]`.
+
+    Each document is followed by the end-of-text token; documents run on from one context to the
+    next; a last, partial context is dropped. Reading stops after `max_tokens`.
+    """
+    pieces: list[np.ndarray] = []
+    total = 0
+    batch: list[str] = []
+
+    def flush() -> int:
+        encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        batch.clear()
+        for ids in encoded:
+            pieces.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int32))
+        return sum(len(ids) + 1 for ids in encoded)
+
+    for text in texts:
+        batch.append(text)
+        if len(batch) == 256:
+            total += flush()
+            if max_tokens is not None and total >= max_tokens:
+                break
+    if batch:
+        flush()
+    stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    contexts = len(stream) // context
+    if max_tokens is not None:
+        contexts = min(contexts, max_tokens // context)
+    return stream[: contexts * context].reshape(contexts, context)
+
+
+def save_contexts(path: str | Path, contexts: np.ndarray) -> None:
+    """Write contexts, int32 `[contexts, context]`, as safetensors."""
+    with replacing(path) as part:
+        save_file({"tokens": np.ascontiguousarray(contexts)}, part)
+
+
+def load_contexts(path: str | Path) -> np.ndarray:
+    """Read contexts, int32 `[contexts, context]`."""
+    return load_file(path)["tokens"]
