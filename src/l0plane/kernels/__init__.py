@@ -1,0 +1,194 @@
+"""Sparse code operations: one interface, each tested against `reference`.
+
+`encode`, `decode` and `gather` are differentiable; their gradients, too, run on the active
+triples. On the CPU in float32 the compiled kernels of `cpu` do the work; anywhere else, where
+numba is missing, and where a code is too dense to gain, the plain PyTorch of `reference`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from l0plane.code import ByLatent, Code
+from l0plane.kernels import reference
+from l0plane.kernels.reference import AdamState
+
+__all__ = [
+    "AdamState",
+    "adam",
+    "decode",
+    "encode_above",
+    "encode_top_k",
+    "gather",
+    "set_threads",
+    "transpose",
+]
+
+try:
+    from l0plane.kernels import cpu
+except ImportError:  # numba is missing, or its compiler does not run here
+    cpu = None  # type: ignore[assignment]
+
+#: Above this share of active latents a dense product is faster than a sparse one.
+DENSE_SHARE = 1 / 10
+
+
+def set_threads(threads: int) -> None:
+    """Run PyTorch and the compiled kernels on this many threads."""
+    torch.set_num_threads(threads)
+    if cpu is not None:
+        cpu.set_threads(threads)
+
+
+def _backend(x: Tensor) -> ModuleType:
+    fast = cpu is not None and x.device.type == "cpu" and x.dtype == torch.float32
+    return cpu if fast else reference
+
+
+def _product_backend(code: Code) -> ModuleType:
+    rows, n = code.shape
+    dense = len(code.indices) > DENSE_SHARE * rows * n
+    return reference if dense else _backend(code.values)
+
+
+def transpose(code: Code) -> ByLatent:
+    """Order the triples of a code by latent."""
+    return _backend(code.values).transpose(code)
+
+
+# --- the encoder, at the places that a selection keeps
+
+
+def encode_above(
+    x: Tensor,
+    pre_bias: Tensor,
+    encoder: Tensor,
+    bias: Tensor | None = None,
+    threshold: Tensor | float = 0.0,
+) -> Code:
+    """The pre-activations `encoder (x - pre_bias) + bias` that exceed `threshold`.
+
+    Args:
+        x: activations `[rows, d]`.
+        pre_bias: `[d]`.
+        encoder: `[n, d]`.
+        bias: `[n]`, or none.
+        threshold: a number, or one per latent `[n]`; no gradient flows to it.
+
+    Returns:
+        Their code; the values are differentiable in `pre_bias`, `encoder` and `bias`.
+    """
+    with torch.no_grad():
+        code = _backend(x).select_above(x - pre_bias, encoder, bias, threshold)
+    return _differentiable(code, x, pre_bias, encoder, bias)
+
+
+def encode_top_k(
+    x: Tensor, pre_bias: Tensor, encoder: Tensor, k: int, bias: Tensor | None = None
+) -> Code:
+    """The `k` largest pre-activations of each row, of those that are positive (TopK, then ReLU).
+
+    Arguments and result as for `encode_above`; of equal values the lower latent is kept.
+    """
+    with torch.no_grad():
+        code = _backend(x).select_top_k(x - pre_bias, encoder, bias, k)
+    return _differentiable(code, x, pre_bias, encoder, bias)
+
+
+def _differentiable(
+    code: Code, x: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None
+) -> Code:
+    inputs = (pre_bias, encoder) if bias is None else (pre_bias, encoder, bias)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+        return code
+    code.by_latent  # noqa: B018  computed here once, for every product of the backward pass
+    return code.with_values(_Encode.apply(code, x, *inputs))
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, code, x, pre_bias, encoder, bias=None):
+        ctx.code = code
+        ctx.save_for_backward(x, pre_bias, encoder)
+        return code.values
+
+    @staticmethod
+    def backward(ctx, grad_values):
+        x, pre_bias, encoder = ctx.saved_tensors
+        grad = ctx.code.with_values(grad_values.contiguous())
+        grad_encoder = _product_backend(grad).transposed_product(grad, x - pre_bias)
+        sums = _backend(x).latent_sums(grad)
+        needs_bias = len(ctx.needs_input_grad) > 4
+        return (None, None, -(sums @ encoder), grad_encoder, *([sums] if needs_bias else []))
+
+
+# --- the decoder
+
+
+def decode(code: Code, decoder: Tensor, pre_bias: Tensor | None = None) -> Tensor:
+    """`x^ = z decoder + pre_bias`, `[rows, d]`, from a code and a decoder `[n, d]`.
+
+    Differentiable in the code's values, the decoder and the bias.
+    """
+    out = _Decode.apply(code, code.values, decoder)
+    return out if pre_bias is None else out + pre_bias
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, code, values, decoder):
+        ctx.code = code.with_values(values.detach())
+        ctx.save_for_backward(decoder)
+        return _product_backend(ctx.code).product(ctx.code, decoder)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (decoder,) = ctx.saved_tensors
+        backend, grad = _product_backend(ctx.code), grad.contiguous()
+        grad_values = grad_decoder = None
+        if ctx.needs_input_grad[1]:
+            grad_values = backend.sampled_product(ctx.code, grad, decoder)
+        if ctx.needs_input_grad[2]:
+            grad_decoder = backend.transposed_product(ctx.code, grad)
+        return None, grad_values, grad_decoder
+
+
+# --- one number per latent, at the active places
+
+
+def gather(vector: Tensor, code: Code) -> Tensor:
+    """`vector [n]` at each active triple's latent: `[nnz]`, differentiable in the vector."""
+    return _Gather.apply(vector, code)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, vector, code):
+        ctx.code = code
+        return vector.index_select(0, code.indices)
+
+    @staticmethod
+    def backward(ctx, grad_values):
+        grad = ctx.code.with_values(grad_values.contiguous())
+        return _backend(grad_values).latent_sums(grad), None
+
+
+# --- the optimiser
+
+
+def adam(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: AdamState,
+    learning_rate: float,
+    gradient_scale: float,
+    ema_decay: float,
+    unit_rows: bool,
+) -> None:
+    """One Adam step in place; see `reference.adam`."""
+    _backend(parameter).adam(
+        parameter, gradient, state, learning_rate, gradient_scale, ema_decay, unit_rows
+    )

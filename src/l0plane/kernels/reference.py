@@ -1,0 +1,123 @@
+"""Sparse code operations in plain PyTorch: any device, any float type.
+
+The definition that the compiled kernels are tested against, and the fallback where there is no
+compiler. Simple rather than fast: products go through the dense code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l0plane.code import ByLatent, Code
+
+#: Adam's constants (Gao et al. 2024, Appendix A.3).
+BETAS = (0.9, 0.999)
+EPS = 6.25e-10
+
+
+@dataclass
+class AdamState:
+    """What Adam and the average of the weights remember of one parameter, each of its shape."""
+
+    mean: Tensor
+    square: Tensor
+    ema: Tensor
+    step: int = 0
+
+
+def preactivations(x: Tensor, encoder: Tensor, bias: Tensor | None) -> Tensor:
+    """`x encoder^T + bias`, `[rows, n]`; `x` already has b_pre subtracted."""
+    a = x @ encoder.T
+    return a if bias is None else a + bias
+
+
+def select_above(
+    x: Tensor, encoder: Tensor, bias: Tensor | None, threshold: Tensor | float
+) -> Code:
+    """The pre-activations greater than `threshold` (a number, or one per latent `[n]`)."""
+    a = preactivations(x, encoder, bias)
+    return _code_where(a, a > threshold)
+
+
+def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
+    """The `k` largest pre-activations of each row, of those that are positive.
+
+    Of equal values the lower latent comes first, so that exactly `k` are kept.
+    """
+    a = preactivations(x, encoder, bias)
+    order = torch.sort(a.nan_to_num(nan=-torch.inf), dim=1, descending=True, stable=True).indices
+    kept = torch.zeros_like(a, dtype=torch.bool).scatter_(1, order[:, :k], True)
+    return _code_where(a, kept & (a > 0))
+
+
+def _code_where(a: Tensor, mask: Tensor) -> Code:
+    indptr = torch.zeros(len(a) + 1, dtype=torch.int32, device=a.device)
+    torch.cumsum(mask.sum(1), 0, dtype=torch.int32, out=indptr[1:])
+    return Code(indptr, mask.nonzero()[:, 1].int(), a[mask], a.shape[1])
+
+
+def transpose(code: Code) -> ByLatent:
+    """Order the triples of a code by latent, and by row within a latent."""
+    order = torch.sort(code.indices, stable=True).indices
+    counts = torch.bincount(code.indices.long(), minlength=code.n)
+    indptr = torch.zeros(code.n + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
+    return ByLatent(indptr, code.rows[order].int(), order.int())
+
+
+def product(code: Code, matrix: Tensor) -> Tensor:
+    """Code times `matrix` `[n, d]`: `[rows, d]`."""
+    return code.to_dense() @ matrix
+
+
+def transposed_product(code: Code, matrix: Tensor) -> Tensor:
+    """Transposed code times `matrix` `[rows, d]`: `[n, d]`."""
+    return code.to_dense().T @ matrix
+
+
+def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
+    """`left [rows, d] right^T [d, n]` at the active places only: `[nnz]`."""
+    return (left @ right.T)[code.rows, code.indices.long()]
+
+
+def latent_sums(code: Code) -> Tensor:
+    """Sum of each latent's values over the batch, `[n]`."""
+    sums = code.values.new_zeros(code.n)
+    return sums.index_add_(0, code.indices.long(), code.values)
+
+
+def adam(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: AdamState,
+    learning_rate: float,
+    gradient_scale: float,
+    ema_decay: float,
+    unit_rows: bool,
+) -> None:
+    """One Adam step in place, and the moving average of the weights after it.
+
+    Args:
+        parameter: what is trained, `[..., d]`.
+        gradient: its gradient, multiplied by `gradient_scale` (clipping) before use.
+        state: updated in place; its `step` counts this step already.
+        learning_rate: of this step.
+        gradient_scale: see `gradient`.
+        ema_decay: `ema = decay ema + (1 - decay) parameter`.
+        unit_rows: remove the part of the gradient that is parallel to each row before the step,
+            and scale each row to unit norm after it (the decoder; Appendix A.3).
+    """
+    g = gradient
+    if unit_rows:
+        g = g - (g * parameter).sum(-1, keepdim=True) * parameter
+    g = g * gradient_scale
+    state.mean.lerp_(g, 1 - BETAS[0])
+    state.square.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+    root = (state.square / (1 - BETAS[1] ** state.step)).sqrt()
+    parameter -= learning_rate / (1 - BETAS[0] ** state.step) * state.mean / (root + EPS)
+    if unit_rows:
+        parameter /= parameter.norm(dim=-1, keepdim=True)
+    state.ema.lerp_(parameter, 1 - ema_decay)

@@ -1,0 +1,218 @@
+"""The sparse operations against dense float64 computations and autograd."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l0plane import kernels
+from l0plane.code import Code
+from l0plane.kernels import AdamState, cpu, reference
+
+BACKENDS = [reference, cpu]
+RTOL, ATOL = 1e-4, 1e-5
+
+sizes = st.tuples(
+    st.integers(1, 9), st.integers(1, 70), st.integers(1, 12), st.integers(0, 2**31 - 1)
+)
+
+
+def problem(rows, n, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, d, generator=generator)
+    encoder = torch.randn(n, d, generator=generator)
+    bias = torch.randn(n, generator=generator)
+    return x, encoder, bias
+
+
+def dense(code):
+    """The code as a matrix, written without the project's own conversion."""
+    out = np.zeros(code.shape)
+    for row in range(code.shape[0]):
+        for e in range(code.indptr[row], code.indptr[row + 1]):
+            out[row, code.indices[e]] += float(code.values[e])
+    return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(sizes)
+@settings(max_examples=40, deadline=None)
+def test_select_above_keeps_exactly_what_exceeds_the_threshold(backend, size):
+    x, encoder, bias = problem(*size)
+    threshold = bias.roll(1)
+    code = backend.select_above(x, encoder, bias, threshold)
+    a = (x @ encoder.T + bias).double().numpy()
+    expected = np.where(a > threshold.double().numpy(), a, 0)
+    far = np.abs(a - threshold.double().numpy()) > 1e-4
+    np.testing.assert_allclose(dense(code)[far], expected[far], rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(sizes, st.integers(1, 80), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_top_k_keeps_the_k_largest_positive_values(backend, size, k, with_bias):
+    x, encoder, bias = problem(*size)
+    bias = bias if with_bias else None
+    code = backend.select_top_k(x, encoder, bias, k)
+    a = reference.preactivations(x, encoder, bias).double().numpy()
+    kept = dense(code)
+    for row in range(len(x)):
+        largest = np.sort(a[row])[::-1][: min(k, a.shape[1])]
+        expected = largest[largest > 0]
+        got = np.sort(kept[row][kept[row] != 0])[::-1]
+        np.testing.assert_allclose(got, expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n,k", [(64, 1), (64, 64), (2048, 32), (2048, 700), (33, 7)])
+def test_top_k_at_its_edges(backend, n, k):
+    x, encoder, _ = problem(20, n, 8, seed=n + k)
+    code = backend.select_top_k(x, encoder, None, k)
+    a = x @ encoder.T
+    torch.testing.assert_close(code.l0, (a > 0).sum(1).clamp(max=k))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_keep_exactly_k_and_the_lower_latent_first(backend):
+    encoder = torch.ones(200, 4)
+    code = backend.select_top_k(torch.ones(3, 4), encoder, None, 5)
+    assert code.indices.tolist() == [0, 1, 2, 3, 4] * 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_positive_values_and_empty_codes(backend):
+    encoder = torch.ones(50, 4)
+    x = torch.cat([-torch.ones(2, 4), torch.ones(1, 4)])
+    code = backend.select_top_k(x, encoder, None, 3)
+    assert code.l0.tolist() == [0, 0, 3]
+    nothing = backend.select_above(-torch.ones(2, 4), encoder, None, 0.0)
+    assert len(nothing.indices) == 0
+    assert backend.product(nothing, encoder).abs().sum() == 0
+    assert backend.transposed_product(nothing, torch.ones(2, 4)).abs().sum() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_is_never_selected_and_hides_no_other_latent(backend):
+    encoder = torch.eye(64)
+    x = torch.arange(64.0).repeat(2, 1)
+    x[0, 40] = torch.nan
+    encoder_nan = encoder.clone()
+    # One latent of NaN pre-activation, as after a diverged step of that latent alone.
+    encoder_nan[40] = torch.nan
+    code = backend.select_top_k(x[1:], encoder_nan, None, 3)
+    assert sorted(code.indices.tolist()) == [61, 62, 63]
+
+
+def random_code(rows, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, n, generator=generator) < 0.3
+    values = torch.randn(rows, n, generator=generator)
+    indptr = torch.cat([torch.zeros(1), mask.sum(1).cumsum(0)]).int()
+    return Code(indptr, mask.nonzero()[:, 1].int(), values[mask], n)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(sizes)
+@settings(max_examples=40, deadline=None)
+def test_products_equal_dense_float64_products(backend, size):
+    rows, n, d, seed = size
+    code = random_code(rows, n, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    decoder = torch.randn(n, d, generator=generator)
+    gradient = torch.randn(rows, d, generator=generator)
+    z = dense(code)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(
+        backend.product(code, decoder), z @ decoder.double().numpy(), **close
+    )
+    np.testing.assert_allclose(
+        backend.transposed_product(code, gradient), z.T @ gradient.double().numpy(), **close
+    )
+    np.testing.assert_allclose(backend.latent_sums(code), z.sum(0), **close)
+    sampled = backend.sampled_product(code, gradient, decoder)
+    full = gradient.double().numpy() @ decoder.double().numpy().T
+    np.testing.assert_allclose(sampled, full[code.rows, code.indices.long()], **close)
+    by_latent = backend.transpose(code)
+    np.testing.assert_array_equal(code.rows[by_latent.order.long()], by_latent.rows)
+    assert (code.indices[by_latent.order.long()].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("select", ["above", "top_k"])
+def test_gradients_equal_autograd_through_dense_tensors(dtype, tolerance, select):
+    generator = torch.Generator().manual_seed(3)
+    rows, n, d, k = 40, 96, 16, 4
+    x = torch.randn(rows, d, generator=generator, dtype=dtype)
+    shapes = {"pre_bias": (d,), "encoder": (n, d), "decoder": (n, d), "bias": (n,), "scale": (n,)}
+    p = {key: torch.randn(s, generator=generator, dtype=dtype) for key, s in shapes.items()}
+    p["bias"] -= 6  # sparse enough for the sparse products
+    for tensor in p.values():
+        tensor.requires_grad_()
+
+    def sparse():
+        encoded = (x, p["pre_bias"], p["encoder"])
+        if select == "above":
+            code = kernels.encode_above(*encoded, bias=p["bias"])
+        else:
+            code = kernels.encode_top_k(*encoded, k, bias=p["bias"])
+        code = code.with_values(code.values.square() * kernels.gather(p["scale"], code))
+        return kernels.decode(code, p["decoder"], p["pre_bias"])
+
+    def plain():
+        a = (x - p["pre_bias"]) @ p["encoder"].T + p["bias"]
+        z = torch.relu(a)
+        if select == "top_k":
+            z = torch.zeros_like(z).scatter(1, z.topk(k).indices, z.topk(k).values)
+        return (z.square() * p["scale"]) @ p["decoder"] + p["pre_bias"]
+
+    torch.testing.assert_close(sparse(), plain(), rtol=tolerance, atol=tolerance)
+    ours = torch.autograd.grad((x - sparse()).square().sum(), list(p.values()))
+    theirs = torch.autograd.grad((x - plain()).square().sum(), list(p.values()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def test_a_dense_code_takes_the_dense_products_and_gives_the_same():
+    code = random_code(30, 50, 1)
+    decoder = torch.randn(50, 8)
+    assert len(code.indices) > kernels.DENSE_SHARE * 30 * 50
+    torch.testing.assert_close(kernels.decode(code, decoder), cpu.product(code, decoder))
+
+
+@given(sizes, st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+def test_top_k_mask_and_keep(size, k):
+    rows, n, _, seed = size
+    code = random_code(rows, n, seed)
+    kept = code.keep(code.top_k_mask(k))
+    assert torch.equal(kept.l0, code.l0.clamp(max=k))
+    full, cut = dense(code), dense(kept)
+    for row in range(rows):
+        values = np.sort(full[row][full[row] != 0])[::-1][:k]
+        np.testing.assert_allclose(np.sort(cut[row][cut[row] != 0])[::-1], values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adam_follows_torch_adam_and_keeps_unit_rows(backend):
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.functional.normalize(torch.randn(20, 6, generator=generator))
+    theirs = ours.clone().requires_grad_()
+    state = AdamState(torch.zeros_like(ours), torch.zeros_like(ours), ours.clone())
+    ema = ours.clone()
+    torch_adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
+    for step in range(1, 30):
+        gradient = torch.randn(20, 6, generator=generator)
+        state.step = step
+        with torch.no_grad():
+            unit = theirs / theirs.norm(dim=1, keepdim=True)
+            removed = gradient - (gradient * unit).sum(1, keepdim=True) * unit
+        theirs.grad = 0.5 * removed
+        torch_adam.step()
+        with torch.no_grad():
+            theirs /= theirs.norm(dim=1, keepdim=True)
+        ema = 0.9 * ema + 0.1 * theirs.detach()
+        backend.adam(ours, gradient, state, 0.01, 0.5, 0.9, unit_rows=True)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state.ema, ema, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.norm(dim=1), torch.ones(20))
