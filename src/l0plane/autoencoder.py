@@ -1,0 +1,262 @@
+"""A trained autoencoder: parameters, encode, decode, and its directory on disk.
+
+On disk it is a SAELens directory (`cfg.json`, `sae_weights.safetensors`), so that it opens in the
+tool that users have and theirs can be measured here. In memory it works on activations of unit
+norm (`l0plane.preprocessing`), which SAELens calls `layer_norm` up to the constant sqrt(d - 1);
+saving folds that constant into the weights and loading takes it out again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from l0plane import kernels
+from l0plane.code import Code
+from l0plane.files import UserError, read_json, replacing, write_json
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+PROVENANCE_FILE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """`z = ReLU(v)`."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` largest of each row's positive values."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class JumpReLU:
+    """`z = v 1[v > threshold]` (5.3.2), with one threshold for all latents or one each `[n]`."""
+
+    threshold: float | Tensor
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Which latents are active is decided apart from how active (Rajamanoharan et al. 2024a).
+
+    `z = 1[a + gate_bias > 0] ReLU(exp(log_scale) a + magnitude_bias)`, each `[n]`.
+    """
+
+    gate_bias: Tensor
+    magnitude_bias: Tensor
+    log_scale: Tensor
+
+
+ActivationFunction = ReLU | TopK | JumpReLU | Gated
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Parameters of one autoencoder, on activations of unit norm.
+
+    Pre-activations are `a = encoder (x - pre_bias)`, values `v = a + encoder_bias`.
+    """
+
+    encoder: Tensor
+    """`[n, d]`."""
+    decoder: Tensor
+    """`[n, d]`: row i is the direction of latent i."""
+    pre_bias: Tensor
+    """`[d]`: subtracted before the encoder, added after the decoder."""
+    encoder_bias: Tensor
+    """`[n]`; zero for a gated autoencoder, whose biases are in its activation function."""
+    activation_function: ActivationFunction
+
+    @property
+    def n(self) -> int:
+        """How many latents there are."""
+        return self.encoder.shape[0]
+
+    @property
+    def d(self) -> int:
+        """The width of an activation."""
+        return self.encoder.shape[1]
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, activation_function: TopK | JumpReLU | None = None) -> Code:
+        """The code of activations `x [rows, d]`.
+
+        `activation_function` replaces the trained one (5.3): `TopK(k')` or `JumpReLU(theta)` on
+        the positive values.
+        """
+        function = activation_function or self.activation_function
+        if isinstance(self.activation_function, Gated):
+            code = self._gated(x, self.activation_function)
+            return code if activation_function is None else _cut(code, activation_function)
+        encoded = (x, self.pre_bias, self.encoder)
+        if isinstance(function, TopK):
+            return kernels.encode_top_k(*encoded, function.k, bias=self.encoder_bias)
+        threshold: Tensor | float = 0.0
+        if isinstance(function, JumpReLU):
+            # As in SAELens, the value must be positive as well as above its threshold.
+            threshold = torch.as_tensor(function.threshold, dtype=x.dtype).clamp(min=0.0)
+        return kernels.encode_above(*encoded, bias=self.encoder_bias, threshold=threshold)
+
+    def positive_code(self, x: Tensor) -> Code:
+        """Every positive value of `x [rows, d]`, from which test-time functions pick."""
+        return self.encode(x, JumpReLU(0.0))
+
+    def _gated(self, x: Tensor, gate: Gated) -> Code:
+        code = kernels.encode_above(x, self.pre_bias, self.encoder, bias=gate.gate_bias)
+        a = code.values - kernels.gather(gate.gate_bias, code)
+        scale, bias = gate.log_scale.exp(), gate.magnitude_bias
+        magnitude = kernels.gather(scale, code) * a + kernels.gather(bias, code)
+        return code.with_values(magnitude).keep(magnitude > 0)
+
+    @torch.no_grad()
+    def decode(self, code: Code) -> Tensor:
+        """The reconstruction `[rows, d]` of a code."""
+        return kernels.decode(code, self.decoder, self.pre_bias)
+
+    def save(self, directory: str | Path, provenance: dict[str, Any]) -> None:
+        """Write the SAELens directory and `provenance.json`, whole or not at all.
+
+        `provenance` may name the `model` and `hook`, which SAELens users look for in its metadata.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        root = math.sqrt(self.d - 1)
+        weights = {
+            "W_enc": self.encoder.T / root,
+            "W_dec": self.decoder * root,
+            "b_dec": self.pre_bias * root,
+            "b_enc": self.encoder_bias,
+        }
+        config: dict[str, Any] = {
+            "d_in": self.d,
+            "d_sae": self.n,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "layer_norm",
+            "reshape_activations": "none",
+            "metadata": {
+                "model_name": provenance.get("model"),
+                "hook_name": provenance.get("hook"),
+                "context_size": provenance.get("context"),
+                "prepend_bos": False,
+            },
+        }
+        match self.activation_function:
+            case ReLU():
+                config["architecture"] = "standard"
+            case TopK(k):
+                config |= {"architecture": "topk", "k": k, "rescale_acts_by_decoder_norm": False}
+            case JumpReLU(threshold):
+                config["architecture"] = "jumprelu"
+                weights["threshold"] = torch.as_tensor(threshold).expand(self.n)
+            case Gated(gate_bias, magnitude_bias, log_scale):
+                config["architecture"] = "gated"
+                del weights["b_enc"]
+                weights |= {"b_gate": gate_bias, "b_mag": magnitude_bias, "r_mag": log_scale}
+        with replacing(directory / WEIGHTS_FILE) as part:
+            save_file({k: v.detach().float().contiguous() for k, v in weights.items()}, part)
+        write_json(directory / PROVENANCE_FILE, provenance)
+        write_json(directory / CONFIG_FILE, config)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Autoencoder:
+        """Read a SAELens directory.
+
+        Raises:
+            UserError: a file or tensor is missing, has the wrong shape or a value that is not
+                finite, or the configuration asks for what is not known here.
+        """
+        directory = Path(directory)
+        config = read_json(directory / CONFIG_FILE)
+        path = directory / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        return _from_saelens(config, weights, directory)
+
+
+def _cut(code: Code, function: TopK | JumpReLU) -> Code:
+    """Apply a test-time activation function to a code whose values are positive."""
+    if isinstance(function, JumpReLU):
+        return code.keep(code.values > torch.as_tensor(function.threshold).clamp(min=0.0))
+    return code.keep(code.top_k_mask(function.k))
+
+
+#: Tensors of each architecture beside W_enc, W_dec and b_dec; all are `[n]`.
+_VECTORS = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+}
+
+
+def _from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Autoencoder:
+    file = directory / CONFIG_FILE
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture not in _VECTORS:
+        raise UserError(
+            f"{file}: architecture is {architecture!r}; expected one of {', '.join(_VECTORS)}"
+        )
+    expected = {
+        "normalize_activations": "layer_norm",
+        "rescale_acts_by_decoder_norm": False,
+        "reshape_activations": "none",
+    }
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{file}: {key} is {config[key]!r}; expected {value!r}")
+    n, d = _positive(config, "d_sae", file), _positive(config, "d_in", file)
+    shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+    shapes |= dict.fromkeys(_VECTORS[architecture], (n,))
+    for name, shape in shapes.items():
+        where = f"{directory / WEIGHTS_FILE}: tensor {name}"
+        if name not in weights:
+            raise UserError(f"{where} is missing; a {architecture} autoencoder needs it")
+        if tuple(weights[name].shape) != shape:
+            raise UserError(f"{where} has shape {tuple(weights[name].shape)}; expected {shape}")
+        if not torch.isfinite(weights[name]).all():
+            raise UserError(f"{where} holds values that are not finite")
+        weights[name] = weights[name].float()
+    root = math.sqrt(d - 1)
+    pre_bias = weights["b_dec"] / root
+    encoder = (weights["W_enc"].T * root).contiguous()
+    # With apply_b_dec_to_input off their pre-activation is W x; ours is W (x - b_pre), so the
+    # difference goes into the biases.
+    shift = torch.zeros(n) if config.get("apply_b_dec_to_input", True) else encoder @ pre_bias
+    bias = weights.get("b_enc", -shift) + shift
+    function: ActivationFunction
+    match architecture:
+        case "topk":
+            function = TopK(min(n, _positive(config, "k", file)))
+        case "jumprelu":
+            function = JumpReLU(weights["threshold"])
+        case "gated":
+            log_scale = weights["r_mag"]
+            magnitude_bias = weights["b_mag"] + log_scale.exp() * shift
+            function = Gated(weights["b_gate"] + shift, magnitude_bias, log_scale)
+        case _:
+            function = ReLU()
+    return Autoencoder(encoder, weights["W_dec"] / root, pre_bias, bias, function)
+
+
+def _positive(config: dict[str, Any], key: str, file: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{file}: {key} is {value!r}; expected a positive whole number")
+    return value

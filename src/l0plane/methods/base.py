@@ -1,0 +1,90 @@
+"""What every method shares: the parameters of section 2.1 and their initialisation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l0plane.autoencoder import Autoencoder
+from l0plane.code import Code
+
+Parameters = dict[str, Tensor]
+
+
+class Loss(NamedTuple):
+    """The parts of a training loss on one batch."""
+
+    objective: Tensor
+    """Sum over the batch of the method's squared errors (one or several): what is minimised."""
+    reconstruction: Tensor
+    """`[rows, d]`: the reconstruction that the method is judged by."""
+    code: Code
+    """The code of that reconstruction."""
+    penalty: Tensor | None = None
+    """Sum over the batch of the sparsity penalty, before its factor lambda; none for TopK."""
+
+
+class Method(ABC):
+    """What makes one method different: its extra parameters, its loss, its trained form.
+
+    Args:
+        l0: the L0 asked for.
+        hyperparameters: the method's own, from its `method.yaml`.
+    """
+
+    auxk = False
+    """Whether the method revives dead latents with the AuxK loss (Appendix A.2)."""
+
+    def __init__(self, l0: float, hyperparameters: dict[str, Any]):
+        self.l0 = l0
+        self.hyperparameters = hyperparameters
+
+    def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
+        """Parameters before training, from a data sample `[rows, d]` (Appendix A.1).
+
+        `pre_bias` is the sample's geometric median, the decoder's rows are random unit vectors,
+        and the encoder has the same directions, scaled so that reconstructions start at the
+        data's norm.
+        """
+        pre_bias = geometric_median(sample)
+        decoder = torch.randn(n, sample.shape[1], generator=generator)
+        decoder /= decoder.norm(dim=1, keepdim=True)
+        parameters = {"encoder": decoder.clone(), "decoder": decoder, "pre_bias": pre_bias}
+        parameters |= self.extra_parameters(n)
+        with torch.no_grad():
+            start = self.loss(parameters, sample).reconstruction - pre_bias
+        parameters["encoder"] *= (sample - pre_bias).norm() / start.norm()
+        return parameters
+
+    def extra_parameters(self, n: int) -> Parameters:
+        """Initial values of the parameters that only this method has."""
+        return {}
+
+    @abstractmethod
+    def loss(self, parameters: Parameters, x: Tensor) -> Loss:
+        """The training loss of a batch `x [rows, d]`."""
+
+    @abstractmethod
+    def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
+        """The trained autoencoder; `batches` of training activations are there for estimates."""
+
+
+def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
+    """Sum over the batch of `||x - x^||^2`."""
+    return (x - reconstruction).square().sum()
+
+
+def geometric_median(x: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+    """The point with the least summed distance to the rows of `x`, by Weiszfeld's iteration."""
+    median = x.mean(0)
+    for _ in range(iterations):
+        weights = 1 / (x - median).norm(dim=1).clamp(min=1e-12)
+        new = (weights[:, None] * x).sum(0) / weights.sum()
+        if (new - median).norm() <= tolerance * median.norm():
+            return new
+        median = new
+    return median

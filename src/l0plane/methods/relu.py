@@ -1,0 +1,33 @@
+"""ReLU, the baseline: `z = ReLU(a + b_enc)`, loss `||x - x^||^2 + lambda ||z||_1`.
+
+Bricken et al. 2023; Cunningham et al. 2023; section 2.2 of Gao et al. 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l0plane import kernels
+from l0plane.autoencoder import Autoencoder, ReLU
+from l0plane.methods.base import Loss, Method, Parameters, squared_error
+
+
+class ReLUMethod(Method):
+    """ReLU with an L1 penalty."""
+
+    def extra_parameters(self, n: int) -> Parameters:
+        """`b_enc`, zero at the start."""
+        return {"encoder_bias": torch.zeros(n)}
+
+    def loss(self, parameters: Parameters, x: Tensor) -> Loss:
+        """Squared error, and the L1 norm as the penalty."""
+        code = kernels.encode_above(
+            x, parameters["pre_bias"], parameters["encoder"], bias=parameters["encoder_bias"]
+        )
+        reconstruction = kernels.decode(code, parameters["decoder"], parameters["pre_bias"])
+        return Loss(squared_error(x, reconstruction), reconstruction, code, code.values.sum())
+
+    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+        """As trained."""
+        return Autoencoder(**parameters, activation_function=ReLU())
