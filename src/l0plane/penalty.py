@@ -1,7 +1,8 @@
 """Steering a penalty's factor lambda so that a method reaches the L0 asked for.
 
 A sweep over lambda gives each method other values of L0, and comparing at equal L0 then needs
-interpolation. Here lambda follows the L0 of the batches instead, slowly, and settles.
+interpolation. Here lambda follows the L0 of the batches instead: it rises while L0 comes down to
+the L0 asked for, and settles there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import math
 
 
 class PenaltyController:
-    """Integral control of log lambda by log(L0 / target).
+    """Proportional-integral control of log lambda by log(L0 / goal).
+
+    The goal falls geometrically from the first batch's L0 to the target over the first part of
+    the training: asked to jump, lambda would overshoot and kill latents for good.
 
     Args:
         target: the L0 asked for.
@@ -18,14 +22,32 @@ class PenaltyController:
     """
 
     START = 1e-3
-    GAIN = 10.0
+    APPROACH = 0.3
+    """Share of the training in which the goal reaches the target."""
+    PROPORTIONAL = 2.0
+    DELAY = 0.05
+    """Share of the training in which L0 answers a change of lambda; sets the integral part."""
+    FASTEST = 30.0
+    """Most that log lambda may move in a whole training: L0 that answers late must not wind it up."""
 
     def __init__(self, target: float, steps: int):
         self.target = target
-        self.rate = self.GAIN / steps
+        self.steps = steps
         self.value = self.START
+        self.first: float | None = None
+        self.last_error = 0.0
+        self.seen = 0
 
     def observe(self, l0: float) -> None:
         """Take the mean L0 of one batch into account."""
-        error = math.log(max(l0, 0.1) / self.target)
-        self.value *= math.exp(self.rate * max(-1.0, min(1.0, error)))
+        l0 = max(l0, 0.01 * self.target)
+        if self.first is None:
+            self.first = max(l0, self.target)
+        self.seen += 1
+        left = max(0.0, 1 - self.seen / (self.APPROACH * self.steps))
+        error = math.log(l0 / self.target) - left * math.log(self.first / self.target)
+        integral = error / (self.DELAY * self.steps)
+        change = self.PROPORTIONAL * (error - self.last_error + integral)
+        limit = self.FASTEST / self.steps
+        self.value *= math.exp(max(-limit, min(limit, change)))
+        self.last_error = error
