@@ -1,0 +1,217 @@
+"""Preprocessed activations on disk: shuffled once, then read by every training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from l0plane.files import UserError, read_json, replacing, sha256, write_json
+from l0plane.language_model import LanguageModel
+from l0plane.preprocessing import normalise
+
+MANIFEST = "manifest.json"
+#: Tokens in one pass of the language model. Fixed, since rounding depends on it.
+PASS_TOKENS = 4096
+PROGRESS_SECONDS = 10.0
+REBUILD = "rebuild with: snakemake --cores all --forcerun activations"
+
+
+def write(
+    directory: str | Path,
+    contexts: np.ndarray,
+    language_model: LanguageModel,
+    *,
+    split: str,
+    tokens: int,
+    shard_tokens: int,
+    seed: int,
+    drop_first_position: bool,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the preprocessed activations of a split, shuffled over the whole set.
+
+    Two passes, so that memory holds one shard at most: the first sends every activation to a
+    shard drawn at random, the second shuffles each shard.
+
+    Args:
+        directory: where shards and `manifest.json` go.
+        contexts: int `[contexts, context]`; the first ones are used, as many as `tokens` needs.
+        language_model: gives the activations at its hook.
+        split: its name, for the message when it is too small.
+        tokens: how many activations; rounded down to whole contexts.
+        shard_tokens: activations in a shard; the last has fewer.
+        seed: of the shuffle.
+        drop_first_position: leave out position 0 of each context, whose activation is an outlier
+            of many times the usual norm in most models.
+        facts: goes into the manifest as it is (corpus hash and the like).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the split has too few contexts.
+    """
+    first = int(drop_first_position)
+    per_context = contexts.shape[1] - first
+    wanted = tokens // per_context
+    if not 0 < wanted <= len(contexts):
+        raise UserError(
+            f"activations.{split}_tokens: {tokens} asks for {wanted} contexts; the {split} split "
+            f"has {len(contexts)}: set it between {per_context} and {len(contexts) * per_context}"
+        )
+    rows = wanted * per_context
+    generator = np.random.default_rng(seed)
+    shard_of_row = generator.permutation(np.arange(rows, dtype=np.int64) // shard_tokens)
+    with replacing(directory) as part:
+        part.mkdir()
+        names = [f"shard-{i:05d}.safetensors" for i in range(-(-rows // shard_tokens))]
+        raw = [part / f"{name}.raw" for name in names]
+        total = torch.zeros(language_model.d_model, dtype=torch.float64)
+        position = 0
+        for x in _activations(contexts[:wanted], language_model, first):
+            total += x.sum(0, dtype=torch.float64)
+            targets = shard_of_row[position : position + len(x)]
+            position += len(x)
+            for shard in np.unique(targets):
+                with raw[shard].open("ab") as stream:
+                    stream.write(x[torch.from_numpy(targets == shard)].numpy().tobytes())
+        shards = []
+        for name, unordered in zip(names, raw, strict=True):
+            shard = np.fromfile(unordered, np.float32).reshape(-1, language_model.d_model)
+            unordered.unlink()
+            shard = shard[generator.permutation(len(shard))]
+            save_file({"activations": torch.from_numpy(shard)}, part / name)
+            shards.append({"file": name, "rows": len(shard), "sha256": sha256(part / name)})
+        manifest = {
+            "split": split,
+            "tokens": rows,
+            "contexts": wanted,
+            "context": contexts.shape[1],
+            "drop_first_position": drop_first_position,
+            "d": language_model.d_model,
+            "hook": language_model.hook,
+            "model_sha256": language_model.sha256,
+            "seed": seed,
+            **facts,
+            "mean": (total / rows).tolist(),
+            "shards": shards,
+        }
+        write_json(part / MANIFEST, manifest)
+    return manifest
+
+
+def _activations(
+    contexts: np.ndarray, language_model: LanguageModel, first: int
+) -> Iterator[Tensor]:
+    """Preprocessed activations `[rows, d]` pass by pass, in the order of the contexts."""
+    batch = max(1, PASS_TOKENS // contexts.shape[1])
+    started = reported = time.perf_counter()
+    for start in range(0, len(contexts), batch):
+        tokens = torch.from_numpy(contexts[start : start + batch])
+        x = normalise(language_model.residual(tokens)[:, first:])[0]
+        yield x.reshape(-1, x.shape[-1]).float().cpu()
+        done, now = start + len(tokens), time.perf_counter()
+        if now - reported > PROGRESS_SECONDS or done == len(contexts):
+            reported, elapsed = now, now - started
+            print(
+                f"activations: {done}/{len(contexts)} contexts  "
+                f"{done * contexts.shape[1] / elapsed:,.0f} tokens/s  "
+                f"{elapsed / done * (len(contexts) - done):.0f} s left",
+                flush=True,
+            )
+
+
+class ActivationStore:
+    """Reads what `write` wrote; each shard's checksum is compared when it is first opened.
+
+    Attributes:
+        manifest: what `manifest.json` says.
+        d: width of an activation.
+        tokens: how many activations there are.
+        mean: their mean `[d]`.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        """Open a store.
+
+        Raises:
+            UserError: the manifest is missing or is not one.
+        """
+        self.directory = Path(directory)
+        self.manifest = read_json(self.directory / MANIFEST)
+        try:
+            self.d: int = self.manifest["d"]
+            self.tokens: int = self.manifest["tokens"]
+            self.mean = torch.tensor(self.manifest["mean"])
+            self._shards = [(s["file"], s["rows"], s["sha256"]) for s in self.manifest["shards"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.directory / MANIFEST}: not the manifest of a store ({error}); {REBUILD}"
+            ) from None
+        self._checked: set[int] = set()
+
+    def batches(self, batch_tokens: int, tokens: int, seed: int) -> Iterator[Tensor]:
+        """Yield whole batches, float32 `[batch_tokens, d]`, of `tokens` activations at most.
+
+        Every epoch visits each activation once, in an order of its own given by `seed`; a batch
+        may span two epochs. Shards are mapped, not read whole.
+        """
+        remaining = tokens // batch_tokens
+        pending: list[Tensor] = []
+        epoch = 0
+        while remaining:
+            for rows in self._epoch(np.random.default_rng([seed, epoch]), batch_tokens):
+                while len(rows):
+                    missing = batch_tokens - sum(map(len, pending))
+                    pending.append(rows[:missing])
+                    rows = rows[missing:]
+                    if len(pending[-1]) == missing:
+                        yield pending[0] if len(pending) == 1 else torch.cat(pending)
+                        pending = []
+                        remaining -= 1
+                        if not remaining:
+                            return
+            epoch += 1
+
+    def sample(self, rows: int) -> Tensor:
+        """The first `rows` activations (all, if there are fewer), `[rows, d]`: a random sample."""
+        pieces, found = [], 0
+        for index in range(len(self._shards)):
+            pieces.append(self._shard(index)[: rows - found])
+            found += len(pieces[-1])
+            if found == rows:
+                break
+        return torch.cat(pieces)
+
+    def _epoch(self, order: np.random.Generator, piece: int) -> Iterator[Tensor]:
+        for index in order.permutation(len(self._shards)):
+            shard = self._shard(index)
+            rows = torch.from_numpy(order.permutation(len(shard)))
+            for start in range(0, len(rows), piece):
+                yield shard[rows[start : start + piece]]
+
+    def _shard(self, index: int) -> Tensor:
+        name, rows, expected = self._shards[index]
+        path = self.directory / name
+        try:
+            if index not in self._checked and sha256(path) != expected:
+                raise UserError(f"{path}: not the bytes that were written; {REBUILD}")
+            shard = load_file(path)["activations"]
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; {REBUILD}") from None
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: not a shard ({error}); {REBUILD}") from None
+        if shard.shape != (rows, self.d):
+            raise UserError(
+                f"{path}: shape {tuple(shard.shape)}; expected ({rows}, {self.d}); {REBUILD}"
+            )
+        self._checked.add(index)
+        return shard
