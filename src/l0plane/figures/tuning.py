@@ -1,0 +1,79 @@
+"""The learning rates tried for each method, and the one that was chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from l0plane.figures import style
+from l0plane.figures.palette import assign_styles, shade
+from l0plane.figures.series import require
+
+_COLUMNS = 3
+# A run that is worse than predicting the mean activation has diverged: how far is of no interest.
+_HIGHEST = 1.0
+_RING: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 12,
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+    "markeredgewidth": 1.2,
+    "clip_on": False,
+}
+
+
+@style.styled
+def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
+    """Validation nMSE against learning rate, one panel a method, the chosen run ringed.
+
+    Where a method has a further knob, each of its values is one line, darker for larger values.
+    The axis ends at an nMSE of 1: what lies above has diverged.
+
+    What to see: each ring lies at the bottom of a valley, not at the end of the range tried, so
+    that a method loses in the other figures by itself and not by its learning rate. No claim
+    rests on this figure; every comparison (C1 to C5) leans on it.
+
+    Raises:
+        UserError: a missing column.
+    """
+    require(tuning, "tuning", ["method", "learning_rate", "nmse", "chosen"])
+    tuning = tuning.dropna(subset=["learning_rate", "nmse"])
+    if "value" not in tuning:
+        tuning = tuning.assign(knob=None, value=np.nan)
+    styles = assign_styles(methods, tuning["method"])
+    looks = {m: look for m, look in styles.items() if m in set(tuning["method"])}
+    rows = max(-(-len(looks) // _COLUMNS), 1)
+    fig = style.new_figure(height=0.9 + 1.9 * rows)
+    axes = fig.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
+    for ax, (method, look) in zip(axes.flat, looks.items(), strict=False):
+        runs = tuning[tuning["method"] == method]
+        values = sorted(runs["value"].dropna().unique())
+        # Levels and seeds are joined apart: a line is one setting at several learning rates.
+        setting = [name for name in ("value", "n", "l0_target", "seed") if name in runs]
+        for (value, *_), line in runs.sort_values("learning_rate").groupby(setting, dropna=False):
+            place = values.index(value) / max(len(values) - 1, 1) if value in values else 0.5
+            color = shade(look.color, 0.2 + 0.6 * place)
+            ax.plot(line["learning_rate"], line["nmse"], color=color, marker=look.marker)
+            ax.lines[-1].set_label("_" if pd.isna(value) else f"{line['knob'].iloc[0]} = {value:g}")
+        chosen = runs[runs["chosen"].astype(bool)]
+        ax.plot(chosen["learning_rate"], chosen["nmse"], **_RING)
+        ax.set_title(look.label, loc="left")
+        entries = {label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        if len(entries) > 1:
+            ax.legend(entries.values(), entries, fontsize=8, handlelength=1.2)
+    for ax in axes.flat[len(looks) :]:
+        ax.set_axis_off()
+    for ax in axes.flat[: len(looks)]:
+        style.powers_of_ten(ax, "x")
+        style.powers_of_ten(ax, "y", highest=_HIGHEST)
+    for ax in axes.flat[: len(looks)][-_COLUMNS:]:  # the lowest panel of each column
+        ax.set_xlabel("learning rate")
+        ax.tick_params(labelbottom=True)
+    fig.supylabel("validation normalised MSE", fontsize=10)
+    style.legend_below(fig, [Line2D([], [], label="chosen", **_RING)], columns=1)
+    return fig

@@ -1,0 +1,351 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import tidy
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from l0plane.figures import style
+from l0plane.figures.claims import draw_claims
+from l0plane.figures.combined import draw_combined
+from l0plane.figures.frontier import draw_frontier, frontier
+from l0plane.figures.palette import assign_styles, shade
+from l0plane.figures.progressive import draw_progressive
+from l0plane.figures.refinement import draw_refinement, gap_closed
+from l0plane.figures.scaling import draw_scaling, scaling
+from l0plane.figures.series import at_l0, fit_power_law
+from l0plane.figures.tuning import draw_tuning
+from l0plane.files import UserError
+
+N, L0 = tidy.N, tidy.L0
+
+
+@pytest.fixture
+def autoencoders():
+    return tidy.autoencoders()
+
+
+@pytest.fixture
+def methods():
+    return tidy.methods()
+
+
+def texts(fig: Figure) -> list[str]:
+    legends = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    return legends + [text.get_text() for ax in fig.axes for text in ax.texts]
+
+
+def tick_labels(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def lines(ax, color: str) -> list:
+    """Drawn lines of a colour that join at least one finite point."""
+    return [
+        line
+        for line in ax.lines
+        if to_hex(line.get_color()) == color
+        and line.get_linestyle() != "None"
+        and np.isfinite(np.asarray(line.get_ydata(), float)).any()
+    ]
+
+
+def color_of(methods, method):
+    return methods.set_index("method")["color"][method]
+
+
+# Numbers under the panels
+
+
+def test_power_law_is_recovered():
+    n = np.array([512.0, 1024, 2048, 4096])
+    law = fit_power_law(n, 3.0 * n**-0.21)
+    assert (law.scale, law.exponent) == pytest.approx((3.0, 0.21))
+    assert law.exponent_se == pytest.approx(0, abs=1e-9)
+
+
+def test_power_law_error_matches_the_least_squares_formula():
+    n, values = np.array([512.0, 1024, 2048, 4096]), np.array([0.4, 0.37, 0.31, 0.30])
+    coefficients, covariance = np.polyfit(np.log(n), np.log(values), 1, cov=True)
+    law = fit_power_law(n, values)
+    assert law.exponent == pytest.approx(-coefficients[0])
+    assert law.exponent_se == pytest.approx(np.sqrt(covariance[0, 0]))
+
+
+@pytest.mark.parametrize("values", [[0.2], [0.2, np.nan], [0.2, -0.1]])
+def test_power_law_needs_two_usable_sizes(values):
+    assert fit_power_law(np.array([512.0, 1024])[: len(values)], np.array(values)) is None
+
+
+def test_interpolation_is_exact_on_a_power_law_and_never_extrapolates():
+    l0 = np.array([32.0, 8.2, 16.0])
+    assert at_l0(l0, 2 * l0**-0.6, 20) == pytest.approx(2 * 20**-0.6)
+    assert at_l0(l0, 2 * l0**-0.6, 8) == pytest.approx(2 * 8.2**-0.6)  # within the knob's 5%
+    assert np.isnan(at_l0(l0, 2 * l0**-0.6, 40))
+
+
+# Styles
+
+
+def test_given_styles_are_respected_and_blanks_filled_without_a_clash(methods):
+    methods.loc[2, ["color", "marker", "label"]] = None
+    styles = assign_styles(methods, ["zeta", "alpha", "relu"])
+    assert styles["topk"].color == color_of(methods, "topk")
+    assert list(styles)[-2:] == ["alpha", "zeta"]
+    assert len({look.color for look in styles.values()}) == len(styles) == 11
+    assert len({look.marker for look in styles.values()}) == 11
+    assert styles["prolu_relu"].label == "prolu_relu"
+
+
+def test_styles_do_not_depend_on_the_order_of_rows(methods):
+    methods.loc[[0, 4], ["color", "marker"]] = None
+    assert assign_styles(methods) == assign_styles(methods[::-1])
+
+
+def test_many_new_methods_stay_apart():
+    styles = assign_styles(pd.DataFrame({"method": [f"m{i:02}" for i in range(20)]}))
+    assert len({(look.color, look.marker) for look in styles.values()}) == 20
+
+
+@pytest.mark.parametrize(("column", "value"), [("color", "reddish"), ("marker", "blob")])
+def test_bad_style_is_named(methods, column, value):
+    methods.loc[0, column] = value
+    with pytest.raises(UserError, match=rf"method relu: {column} '{value}'"):
+        assign_styles(methods)
+
+
+# Figures 2 and 5
+
+
+def test_frontier_draws_every_method_through_its_means_at_one_size(autoencoders, methods):
+    fig = draw_frontier(autoencoders, methods, "nmse", N)
+    ax = fig.axes[0]
+    assert set(methods["label"]) <= set(texts(fig))
+    assert tick_labels(ax.xaxis) == ["4", "8", "16", "32", "64"]
+    (line,) = lines(ax, color_of(methods, "topk"))
+    rows = autoencoders.query("method == 'topk' and n == @N")
+    assert line.get_ydata() == pytest.approx(rows.groupby("l0_target")["nmse"].mean().to_numpy())
+
+
+def test_frontier_bars_span_the_seeds(autoencoders, methods):
+    ax = style.new_figure(3).subplots()
+    topk = autoencoders[autoencoders["method"] == "topk"]
+    frontier(topk, methods, "nmse", N, ax)
+    (bars,) = ax.collections
+    seeds = topk.query("n == @N and l0_target == @L0")["nmse"]
+    assert len(seeds) == 3
+    segment = bars.get_segments()[tidy.LEVELS.index(L0)]
+    assert segment[:, 1] == pytest.approx([seeds.min(), seeds.max()])
+
+
+def test_missing_and_nan_rows_leave_the_others(autoencoders, methods):
+    autoencoders.loc[autoencoders["method"] == "gated", "nmse"] = np.nan
+    autoencoders = autoencoders[autoencoders["method"] != "relu"]
+    shown = texts(draw_frontier(autoencoders, methods, "nmse", N))
+    assert "TopK" in shown and "Gated" not in shown and "ReLU" not in shown
+
+
+def test_unknown_method_gets_a_line_of_its_own(autoencoders, methods):
+    new = autoencoders[autoencoders["method"] == "topk"].assign(method="fancy")
+    fig = draw_frontier(pd.concat([autoencoders, new]), methods, "nmse", N)
+    color = assign_styles(methods, ["fancy"])["fancy"].color
+    assert color not in set(methods["color"])
+    assert "fancy" in texts(fig) and lines(fig.axes[0], color)
+
+
+def test_delta_ce_at_or_below_zero_is_counted_not_drawn(autoencoders, methods):
+    low = (autoencoders["method"] == "topk") & (autoencoders["l0_target"] == 64)
+    autoencoders.loc[low, "delta_ce"] = -0.01
+    fig = draw_frontier(autoencoders, methods, "delta_ce", N)
+    assert "1 point at or below 0 not shown" in texts(fig)
+    (line,) = lines(fig.axes[0], color_of(methods, "topk"))
+    assert len(line.get_xdata()) == 4
+    fig.draw_without_rendering()
+
+
+def test_published_errors_need_a_variance(autoencoders, methods):
+    table = pd.DataFrame(
+        {"method": ["topk"] * 2, "l0": [8, 16], "mse": [9.0, 6], "delta_ce": [1, 0.5]}
+    )
+    with pytest.raises(UserError, match="published_variance"):
+        draw_frontier(autoencoders, methods, "nmse", N, published=table)
+    fig = draw_frontier(autoencoders, methods, "nmse", N, table, published_variance=30.0)
+    dotted = [line for line in fig.axes[0].lines if line.get_linestyle() == ":"]
+    assert list(dotted[0].get_ydata()) == pytest.approx([0.3, 0.2])
+
+
+def test_missing_column_is_named(autoencoders, methods):
+    with pytest.raises(UserError, match="autoencoders: no column 'nmse'"):
+        draw_frontier(autoencoders.drop(columns="nmse"), methods, "nmse", N)
+
+
+def test_scaling_shows_exponents_and_leaves_missed_targets_out(autoencoders, methods):
+    topk = autoencoders.query("method == 'topk' and l0_target == @L0").copy()
+    topk["nmse"] = 2.0 * topk["n"] ** -0.25
+    topk.loc[topk["n"] == 512, ["nmse", "l0"]] = [9.0, 1.06 * L0]
+    ax = style.new_figure(3).subplots()
+    handles = scaling(topk, methods, "nmse", L0, ax)
+    assert handles["topk"].get_label() == "TopK, b = 0.250 ± 0.000"
+    assert "hollow" in handles
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow if line.get_marker() == "s"] == [[512]]
+
+
+def test_scaling_has_no_hollow_entry_when_all_targets_are_met(autoencoders, methods):
+    assert not any(
+        "hollow" in text for text in texts(draw_scaling(autoencoders, methods, "nmse", L0))
+    )
+
+
+def test_combined_has_one_entry_a_method(autoencoders, methods):
+    only_left = autoencoders[
+        (autoencoders["method"] != "gated") | (autoencoders["l0_target"] != L0)
+    ]
+    shown = texts(draw_combined(only_left, methods, "nmse", N, L0))
+    assert [text.split(",")[0] for text in shown].count("TopK") == 1
+    assert "Gated" in shown and any(text.startswith("TopK, b = 0.2") for text in shown)
+
+
+def test_empty_panels_say_so(autoencoders, methods):
+    shown = texts(draw_combined(autoencoders, methods, "nmse", 99, 99))
+    assert "no autoencoder with n = 99" in shown
+
+
+# Figures 9 and 10
+
+
+def test_gap_closed_is_the_share_in_log_nmse(methods):
+    rows = [
+        {"method": "relu", "l0": 16.0, "nmse": 0.4, "nmse_refined": 0.2},
+        {"method": "topk", "l0": 8.0, "nmse": 0.1, "nmse_refined": 0.1},
+        {"method": "topk", "l0": 32.0, "nmse": 0.1, "nmse_refined": 0.1},
+    ]
+    table = pd.DataFrame(rows).assign(n=N, seed=0, l0_target=lambda t: t["l0"])
+    assert gap_closed(table, N)["share"].to_list() == pytest.approx([0.5])
+    table.loc[table["method"] == "topk", "nmse"] = 0.5  # no gap to close
+    assert gap_closed(table, N)["share"].isna().all()
+
+
+def test_refinement_shows_means_arrows_and_shares(methods):
+    fig = draw_refinement(tidy.refinement(), tidy.refinement_histogram(), methods, N, L0)
+    shown = " ".join(texts(fig))
+    assert "ReLU +0.012" in shown and "%" in shown
+    arrows = [text for text in fig.axes[1].texts if getattr(text, "arrow_patch", None)]
+    assert len(arrows) == 5  # ReLU's; TopK's are shorter than the markers
+
+
+def test_refinement_draws_the_levels_histogram(methods):
+    histogram = tidy.refinement_histogram()
+    histogram.loc[histogram["l0_target"] != L0, "count"] = 0
+    fig = draw_refinement(tidy.refinement(), histogram, methods, N, L0)
+    assert "ReLU +0.012" in " ".join(texts(fig))
+    fig = draw_refinement(tidy.refinement(), histogram, methods, N, 8)
+    assert "no refined autoencoder at this level" in texts(fig)
+
+
+@pytest.mark.parametrize("method", ["relu", "topk", None])
+def test_refinement_survives_a_missing_method(methods, method):
+    table, histogram = tidy.refinement(), tidy.refinement_histogram()
+    keep = table["method"] == method, histogram["method"] == method
+    fig = draw_refinement(table[keep[0]], histogram[keep[1]], methods, N, L0)
+    assert not any("%" in text for text in texts(fig) if "percent" not in text)
+
+
+def test_progressive_has_a_column_a_method_with_both_selections(autoencoders, methods):
+    fig = draw_progressive(tidy.curves(), autoencoders, methods, N)
+    top, bottom = fig.axes[:3], fig.axes[3:]
+    assert [ax.get_title(loc="left") for ax in top] == ["ReLU", "TopK", "Multi-TopK"]
+    for ax in (*top, *bottom):
+        dashes = [line.get_linestyle() for line in ax.lines]
+        assert dashes.count("-") == dashes.count("--") == len(tidy.LEVELS)
+        markers = [line for line in ax.lines if line.get_linestyle() == "None"]
+        assert len(markers) == len(tidy.LEVELS)
+    assert f"trained at $L_0$ = {L0}" in texts(fig)
+
+
+def test_progressive_puts_the_marker_on_the_training_point(autoencoders, methods):
+    fig = draw_progressive(tidy.curves(), autoencoders, methods, N)
+    points = [line for line in fig.axes[1].lines if line.get_linestyle() == "None"]
+    rows = autoencoders.query("method == 'topk' and n == @N and seed == 0").sort_values("l0")
+    assert [line.get_ydata()[0] for line in points] == pytest.approx(rows["nmse"].to_list())
+
+
+def test_progressive_survives_nan_missing_training_points_and_negative_delta_ce(methods):
+    curves = tidy.curves()
+    curves.loc[::7, "nmse"] = np.nan
+    curves["delta_ce"] -= 0.2
+    fig = draw_progressive(curves, tidy.autoencoders()[:0], methods, N)
+    fig.draw_without_rendering()
+    assert any("at or below 0 not shown" in text for text in texts(fig))
+
+
+# Claims and tuning
+
+
+def test_claims_show_every_statement_effect_and_verdict():
+    fig = draw_claims(tidy.claims())
+    shown = texts(fig)
+    assert {f"C{i}" for i in range(1, 19)} <= set(shown)
+    assert "✗ contradicted" in shown and "– not measured" in shown
+    assert "−0.08 log nMSE" in shown
+
+
+def test_claims_show_the_whole_and_not_its_parts():
+    claims = pd.concat([tidy.claims().assign(part=np.nan), tidy.claims().assign(part="a part")])
+    assert texts(draw_claims(claims)).count("C1") == 1
+
+
+def test_claims_reject_an_unknown_verdict():
+    with pytest.raises(UserError, match="verdict 'maybe'"):
+        draw_claims(tidy.claims().assign(verdict="maybe"))
+
+
+def test_tuning_rings_the_chosen_rate_and_labels_further_knobs(methods):
+    table = tidy.tuning()
+    extra = table[table["method"] == "jumprelu"].assign(knob="bandwidth", chosen=False)
+    table = pd.concat([table, extra.assign(value=0.1), extra.assign(value=0.3)])
+    fig = draw_tuning(table, methods)
+    panels = {ax.get_title(loc="left"): ax for ax in fig.axes}
+    (ring,) = [line for line in panels["TopK"].lines if line.get_markerfacecolor() == "none"]
+    assert list(ring.get_xdata()) == [3e-3]
+    labels = [text.get_text() for text in panels["JumpReLU"].get_legend().get_texts()]
+    assert labels == ["bandwidth = 0.1", "bandwidth = 0.3"]
+
+
+# Common form
+
+
+def test_axis_labels_are_plain_numbers():
+    ax = style.new_figure(3).subplots()
+    ax.plot([2048, 131072], [0.04, 0.3])
+    style.powers_of_two(ax)
+    style.powers_of_ten(ax)
+    assert tick_labels(ax.xaxis) == ["2k", "4k", "8k", "16k", "32k", "64k", "128k"]
+    assert tick_labels(ax.yaxis) == ["0.04", "0.05", "0.07", "0.1", "0.15", "0.2", "0.3"]
+
+
+def test_shades_go_from_light_to_dark():
+    shades = [int(shade("#d55e00", x)[1:3], 16) for x in (0, 0.25, 0.5, 0.75, 1)]
+    assert shades == sorted(shades, reverse=True) and shade("#d55e00", 0.5) == "#d55e00"
+
+
+def test_saved_files_are_the_same_bytes_each_time(tmp_path, autoencoders, methods):
+    for name in ("one", "two"):
+        fig = style.new_figure(height=1.5, width=2)
+        handles = scaling(autoencoders, methods, "nmse", L0, fig.subplots())
+        style.legend_below(fig, list(handles.values()), columns=3)
+        style.save(fig, tmp_path / name)
+    for suffix in ("png", "pdf", "svg"):
+        one, two = (tmp_path / f"{name}.{suffix}" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+        assert b"matplotlib v" not in one.read_bytes()
+
+
+def test_figures_and_tables_never_import_torch():
+    modules = ["claims", "combined", "frontier", "progressive", "refinement", "scaling", "tuning"]
+    names = ", ".join(f"l0plane.figures.{module}" for module in modules)
+    code = f"import sys, l0plane.tables, {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
