@@ -1,0 +1,185 @@
+"""Rules for the claims about trained frontiers: C1 to C5, C12 and C18."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from l0plane.claims.bootstrap import LEVEL, Estimate, Unit, estimate
+from l0plane.claims.points import LEVEL_TOLERANCE, Evidence, Points, compare
+from l0plane.claims.verdicts import (
+    NEGATIVE,
+    NO_REPEATS,
+    POSITIVE,
+    SLIGHTLY,
+    UNCHANGED_L0,
+    Part,
+    Region,
+    judge_part,
+    judge_ratio,
+    not_measured,
+    percent,
+)
+
+# The methods that section 5.2 compares.
+IMPROVED = ["gated", "prolu_relu", "prolu_ste"]
+RIVALS = ["relu", "relu_scaled", *IMPROVED]
+NO_FRONTIERS = "no levels of L0 that both methods reached"
+# A method whose dead latents stay below this share at every rate says nothing about the rate.
+SOME_DEAD = 0.001
+
+
+def _better(evidence: Evidence, better: str, worse: str, measure: str, label: str) -> Part:
+    trained, name = evidence.trained, f"{better} over {worse}"
+    if trained is None or measure not in trained.values:
+        return not_measured(name, f"no {label} of trained autoencoders")
+    panel = trained.panel()
+    units = compare(panel.where(method=better), panel.where(method=worse), measure, measure)
+    return judge_ratio(
+        name, units, NEGATIVE, f"% {label} at equal L0", evidence.resampler, NO_FRONTIERS
+    )
+
+
+def improved_frontier(evidence: Evidence) -> list[Part]:
+    """C1: nMSE of Gated and of both ProLUs below ReLU's at equal L0."""
+    return [_better(evidence, method, "relu", "nmse", "nMSE") for method in IMPROVED]
+
+
+def topk_best(evidence: Evidence) -> list[Part]:
+    """C2: nMSE of TopK below that of every method that the paper compares."""
+    return [_better(evidence, "topk", rival, "nmse", "nMSE") for rival in RIVALS]
+
+
+def downstream(evidence: Evidence) -> list[Part]:
+    """C3: the comparisons of C1 and C2 in delta cross-entropy."""
+    pairs = [*((method, "relu") for method in IMPROVED), *(("topk", rival) for rival in RIVALS)]
+    return [_better(evidence, *pair, "delta_ce", "delta cross-entropy") for pair in pairs]
+
+
+def steeper_in_size(evidence: Evidence) -> list[Part]:
+    """C4: slope of log nMSE in log n at fixed L0, TopK minus ReLU, below zero."""
+    absent = "no level of L0 at which both TopK and ReLU were trained at two sizes or more"
+    if evidence.trained is None:
+        return [not_measured("", absent)]
+    methods = tuple(evidence.trained.where(method=method) for method in ("topk", "relu"))
+    sizes = {
+        target: _common_sizes(methods, target)
+        for target in set(methods[0].keys["l0_target"]) & set(methods[1].keys["l0_target"])
+    }
+    target = max(sizes, key=lambda key: (len(sizes[key]), key), default=None)
+    if target is None or len(sizes[target]) < 2:
+        return [not_measured("", absent)]
+    topk, relu = (_at_target(method, target) for method in methods)
+    units = [Unit(n, seed, topk[n, seed] - relu[n, seed]) for n, seed in sorted({*topk} & {*relu})]
+    # The slope of a regression is a weighted sum of its ordinates.
+    log_n = {n: float(np.log(n)) for n in sorted({unit.block for unit in units})}
+    if len(log_n) < 2:
+        return [not_measured("", absent)]
+    centred = np.array([*log_n.values()]) - np.mean([*log_n.values()])
+    weights = dict(zip(log_n, centred / np.sum(centred**2), strict=True))
+    slope = evidence.resampler.combine(units, weights)
+    ratios = {n: np.mean([u.values[0] for u in units if u.block == n]) for n in log_n}
+    detail = f"TopK to ReLU nMSE at L0 {target:g}: " + ", ".join(
+        f"{percent(ratio):+.3g}% at n = {n}" for n, ratio in ratios.items()
+    )
+    if len(units) == len(log_n):
+        detail += f"; {NO_REPEATS}"
+    return [
+        judge_part(
+            "", estimate(slope), NEGATIVE, "difference of slopes d log nMSE / d log n", detail
+        )
+    ]
+
+
+def _common_sizes(methods: Sequence[Points], target: float) -> set[int]:
+    return set.intersection(*(set(m.where(l0_target=target).keys["n"]) for m in methods))
+
+
+def _at_target(points: Points, target: float) -> dict[tuple[int, int], np.ndarray]:
+    """(n, seed) -> log nMSE moved from the L0 reached to `target` along the method's frontier.
+
+    Most sizes have one level only, so the frontier's slope is that of the size with the most
+    levels, between the levels around `target`; 0 where there is just one.
+    """
+    panel = points.panel()
+    slope: float | np.ndarray = 0.0
+    if panel.keys["l0_target"].nunique() > 1:
+        curve = panel.frontier(int(panel.keys["seed"].min())).curve("nmse")
+        step = LEVEL_TOLERANCE
+        left = float(np.clip(np.log(target) - step, curve.low, curve.high - step))
+        slope = (curve.at(left + step) - curve.at(left)) / step
+    found = {}
+    at_level = points.where(l0_target=target)
+    for row, (n, seed) in enumerate(zip(at_level.keys["n"], at_level.keys["seed"], strict=True)):
+        missed = np.log(target) - np.log(at_level.values["l0"][row])
+        if abs(missed[0]) <= LEVEL_TOLERANCE:
+            found[n, seed] = np.log(at_level.values["nmse"][row]) + slope * missed
+    return found
+
+
+def scales_help(evidence: Evidence) -> list[Part]:
+    """C5: fine-tuned scales lower the nMSE of ReLU and leave its L0 as it was."""
+    error = _better(evidence, "relu_scaled", "relu", "nmse", "nMSE")
+    if evidence.trained is None:
+        return [error]
+    panel = evidence.trained.panel()
+    scaled = {key[:2]: key[2] for key in panel.where(method="relu_scaled").autoencoders()}
+    relu = {key[:2]: key[2] for key in panel.where(method="relu").autoencoders()}
+    units = [
+        Unit(level, seed, np.log(scaled[level, seed].values["l0"][0] / before.values["l0"][0]))
+        for (level, seed), before in relu.items()
+        if (level, seed) in scaled
+    ]
+    unchanged = judge_ratio(
+        "L0 unchanged",
+        units,
+        Region(-UNCHANGED_L0, UNCHANGED_L0),
+        "% L0",
+        evidence.resampler,
+        NO_FRONTIERS,
+    )
+    return [error, unchanged]
+
+
+def multi_topk_at_k(evidence: Evidence) -> list[Part]:
+    """C12: nMSE of Multi-TopK at k above TopK's, by less than 10%."""
+    if evidence.trained is None:
+        return [not_measured("", "no nMSE of trained autoencoders")]
+    panel = evidence.trained.panel()
+    units = compare(panel.where(method="multi_topk"), panel.where(method="topk"), "nmse", "nmse")
+    unit = "% nMSE of Multi-TopK against TopK"
+    region = Region(0, SLIGHTLY)
+    return [judge_ratio("", units, region, unit, evidence.resampler, NO_FRONTIERS)]
+
+
+def dead_latents(evidence: Evidence) -> list[Part]:
+    """C18: dead latents rise with the learning rate, on the mean over methods."""
+    tuning, needed = (
+        evidence.tuning,
+        "three learning rates each for three methods with dead latents",
+    )
+    if tuning is None or "dead_fraction" not in tuning.columns:
+        return [not_measured("", f"no dead latents by learning rate; needs {needed}")]
+    if "diverged" in tuning.columns:
+        tuning = tuning[~tuning["diverged"].astype(bool)]
+    tuning = tuning.dropna(subset=["dead_fraction"])
+    setting = [key for key in ("n", "l0_target", "seed", "knob", "value") if key in tuning.columns]
+    slopes: dict[str, float] = {}
+    for method, rows in tuning.groupby("method"):
+        found = [
+            100 * np.polyfit(np.log10(same["learning_rate"]), same["dead_fraction"], 1)[0]
+            for _, same in rows.groupby(setting, dropna=False)
+            if same["learning_rate"].nunique() >= 3 and same["dead_fraction"].max() >= SOME_DEAD
+        ]
+        if found:
+            slopes[str(method)] = float(np.mean(found))
+    if len(slopes) < 3:
+        return [not_measured("", f"{len(slopes)} methods qualify; needs {needed}")]
+    values = np.array([*slopes.values()])
+    reach = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    result = Estimate(float(values.mean()), *(float(values.mean() + s * reach) for s in (-1, 1)))
+    detail = "slopes: " + ", ".join(f"{method} {slope:+.3g}" for method, slope in slopes.items())
+    unit = "points of dead latents per tenfold learning rate"
+    return [judge_part("", result, POSITIVE, unit, detail)]

@@ -1,0 +1,149 @@
+"""From an interval and a claimed region to a verdict; docs/claims.md gives the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from l0plane.claims.bootstrap import Estimate, Resampler, Unit, estimate
+
+REPRODUCED = "reproduced"
+CONTRADICTED = "contradicted"
+INCONCLUSIVE = "inconclusive"
+NOT_MEASURED = "not measured"
+VERDICTS = [REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_MEASURED]
+
+# Margins, in percent; fixed before any run.
+COINCIDE = 5.0
+NEARLY_COINCIDE = 10.0
+SLIGHTLY = 10.0
+SUBSTANTIALLY = 10.0
+UNBIASED = 10.0
+UNCHANGED_L0 = 1.0
+PART_OF_GAP = 5.0
+PROGRESSIVE = 5.0
+
+
+NO_REPEATS = "no seed repeated"
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a claim says that the effect lies: strictly between `low` and `high`."""
+
+    low: float
+    high: float
+
+
+NEGATIVE = Region(-np.inf, 0.0)
+POSITIVE = Region(0.0, np.inf)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurable statement of a claim, judged."""
+
+    name: str
+    verdict: str
+    detail: str
+    effect: float = np.nan
+    unit: str = ""
+    low: float = np.nan
+    high: float = np.nan
+    slack: float = np.nan
+    """Distance from the interval to the nearest end of the claimed region, in interval widths."""
+
+
+def not_measured(name: str, detail: str) -> Part:
+    """A part for which the run has no data."""
+    return Part(name, NOT_MEASURED, detail)
+
+
+def judge_part(name: str, result: Estimate, region: Region, unit: str, detail: str) -> Part:
+    """Reproduced if the whole interval lies inside `region`, contradicted if wholly outside."""
+    low, high = result.low, result.high
+    if not np.isfinite([low, high]).all():
+        verdict = INCONCLUSIVE
+        detail += "; the uncertainty is unknown"
+    elif region.low < low and high < region.high:
+        verdict = REPRODUCED
+    elif high <= region.low or low >= region.high:
+        verdict = CONTRADICTED
+    else:
+        verdict = INCONCLUSIVE
+    slack = min(low - region.low, region.high - high) / max(high - low, np.finfo(float).tiny)
+    return Part(name, verdict, detail, result.effect, unit, low, high, slack)
+
+
+def whole(parts: Sequence[Part]) -> Part:
+    """Verdict on a claim from its parts, shown by the part that decides it.
+
+    All must hold for "reproduced", and one contradicted contradicts the claim. Parts that were
+    not measured keep it from being reproduced, not from being contradicted.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    found = {part.verdict for part in parts}
+    if CONTRADICTED in found:
+        verdict = CONTRADICTED
+    elif len(found) == 1:
+        (verdict,) = found
+    else:
+        verdict = INCONCLUSIVE
+    measured = [part for part in parts if part.verdict != NOT_MEASURED]
+    counts = ", ".join(
+        f"{kind}: {', '.join(part.name for part in parts if part.verdict == kind)}"
+        for kind in VERDICTS
+        if kind in found
+    )
+    if not measured:
+        return Part("", verdict, parts[0].detail)
+    # The worst verdict among the measured parts, and of these the nearest to its limit.
+    order = [CONTRADICTED, INCONCLUSIVE, REPRODUCED]
+    decisive = min(
+        measured,
+        key=lambda part: (order.index(part.verdict), np.nan_to_num(part.slack, nan=-np.inf)),
+    )
+    detail = f"parts {counts}; the figures are those of {decisive.name}: {decisive.detail}"
+    return Part("", verdict, detail, decisive.effect, decisive.unit, decisive.low, decisive.high)
+
+
+def percent(log_ratio: np.ndarray) -> np.ndarray:
+    """A log ratio as a difference in percent."""
+    return 100 * np.expm1(log_ratio)
+
+
+def judge_ratio(
+    name: str,
+    units: Sequence[Unit],
+    region: Region,
+    unit: str,
+    resampler: Resampler,
+    absent: str,
+) -> Part:
+    """Judge the geometric mean over levels of a ratio given as log `units`, in percent."""
+    units = [unit for unit in units if np.isfinite(unit.values[0])]
+    if not units:
+        return not_measured(name, absent)
+    return judge_part(
+        name, estimate(percent(resampler.combine(units))), region, unit, spread(units)
+    )
+
+
+def spread(units: Sequence[Unit], percents: bool = False) -> str:
+    """Each level's mean of log `units` (or of `percents`), and how many seeds stand behind it."""
+    seeds = len({unit.seed for unit in units})
+    blocks = sorted({unit.block for unit in units})
+    means = [
+        float(np.mean([unit.values[0] for unit in units if unit.block == block]))
+        for block in blocks
+    ]
+    if not percents:
+        means = [float(percent(np.asarray(mean))) for mean in means]
+    levels = ", ".join(
+        f"{mean:+.3g}% at {block:.4g}" for block, mean in zip(blocks, means, strict=True)
+    )
+    repeated = len(units) > len(blocks)
+    return f"by level of L0: {levels}; {f'{seeds} seeds' if repeated else NO_REPEATS}"
