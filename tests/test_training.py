@@ -131,7 +131,7 @@ def test_the_schedule_warms_up_and_decays():
 
 def test_the_penalty_settles_where_the_asked_l0_is():
     # A method whose L0 answers lambda as a power law, with a delay.
-    controller, l0 = PenaltyController(16, steps=3000), 1000.0
+    controller, l0 = PenaltyController(16, steps=3000, delay=0.02), 1000.0
     for _ in range(3000):
         l0 += 0.02 * (0.5 * controller.value**-0.8 - l0)
         controller.observe(l0)

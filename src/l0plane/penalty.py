@@ -19,20 +19,21 @@ class PenaltyController:
     Args:
         target: the L0 asked for.
         steps: the length of the training.
+        delay: share of the training in which L0 answers a change of lambda; sets the integral
+            part.
     """
 
     START = 1e-3
-    APPROACH = 0.3
+    APPROACH = 0.2
     """Share of the training in which the goal reaches the target."""
-    PROPORTIONAL = 2.0
-    DELAY = 0.05
-    """Share of the training in which L0 answers a change of lambda; sets the integral part."""
-    FASTEST = 30.0
+    PROPORTIONAL = 4.0
+    FASTEST = 60.0
     """Most that log lambda may move in a whole training: L0 that answers late must not wind it up."""
 
-    def __init__(self, target: float, steps: int):
+    def __init__(self, target: float, steps: int, delay: float):
         self.target = target
         self.steps = steps
+        self.delay_steps = delay * steps
         self.value = self.START
         self.first: float | None = None
         self.last_error = 0.0
@@ -46,7 +47,7 @@ class PenaltyController:
         self.seen += 1
         left = max(0.0, 1 - self.seen / (self.APPROACH * self.steps))
         error = math.log(l0 / self.target) - left * math.log(self.first / self.target)
-        integral = error / (self.DELAY * self.steps)
+        integral = error / self.delay_steps
         change = self.PROPORTIONAL * (error - self.last_error + integral)
         limit = self.FASTEST / self.steps
         self.value *= math.exp(max(-limit, min(limit, change)))

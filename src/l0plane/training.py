@@ -75,7 +75,7 @@ def train(
     trainer = _Trainer(method, method.initialise(sample, n, generator), variance, settings)
     batch_tokens = settings["batch_tokens"]
     steps = max(1, settings["tokens"] // batch_tokens)
-    controller = PenaltyController(l0, steps)
+    controller = PenaltyController(l0, steps, method.l0_delay)
     log = _Log(steps, batch_tokens, f"{name} n={n} L0={l0:g} seed={seed}")
     peak = hyperparameters["learning_rate"]
     for step, x in enumerate(store.batches(batch_tokens, steps * batch_tokens, seed)):

@@ -92,7 +92,12 @@ def encode_top_k(
     """The `k` largest pre-activations of each row, of those that are positive (TopK, then ReLU).
 
     Arguments and result as for `encode_above`; of equal values the lower latent is kept.
+
+    Raises:
+        ValueError: `k` is less than 1.
     """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
     with torch.no_grad():
         code = _backend(x).select_top_k(x - pre_bias, encoder, bias, k)
     return _differentiable(code, x, pre_bias, encoder, bias)

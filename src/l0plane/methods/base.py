@@ -39,6 +39,9 @@ class Method(ABC):
     auxk = False
     """Whether the method revives dead latents with the AuxK loss (Appendix A.2)."""
 
+    l0_delay = 0.02
+    """Share of a training in which L0 answers a change of the penalty's factor."""
+
     def __init__(self, l0: float, hyperparameters: dict[str, Any]):
         self.l0 = l0
         self.hyperparameters = hyperparameters
