@@ -28,7 +28,7 @@ class PenaltyController:
     """Share of the training in which the goal reaches the target."""
     PROPORTIONAL = 4.0
     FASTEST = 60.0
-    """Most that log lambda may move in a whole training: L0 that answers late must not wind it up."""
+    """Most that log lambda may move in a training: an L0 that answers late must not wind it up."""
 
     def __init__(self, target: float, steps: int, delay: float):
         self.target = target

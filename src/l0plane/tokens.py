@@ -63,7 +63,8 @@ def encode_contexts(
     """Encode `texts` into contexts, int32 `[contexts, context]`.
 
     Each document is followed by the end-of-text token; documents run on from one context to the
-    next; a last, partial context is dropped. Reading stops after `max_tokens`.
+    next; a last, partial context is dropped. Reading stops after `max_tokens`. An end-of-text token
+    spelled out in a text counts as one.
     """
     pieces: list[np.ndarray] = []
     total = 0

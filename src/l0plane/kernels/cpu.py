@@ -28,7 +28,8 @@ _tile = torch.empty(0)
 
 def set_threads(threads: int) -> None:
     """Use this many threads, at most as many as numba was started with."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(threads, most))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -64,7 +65,7 @@ def select_above(
     np.cumsum(counts, out=indptr[1:])
     indices = np.concatenate([piece[0] for piece in pieces])
     values = np.concatenate([piece[1] for piece in pieces])
-    return Code(*map(torch.from_numpy, (indptr, indices, values)), n)
+    return Code(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(values), n)
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
@@ -337,9 +338,16 @@ def adam(
 ) -> None:
     """As `reference.adam`, in one pass over memory."""
     d = parameter.shape[-1]
-    tensors = (parameter, gradient, state.mean, state.square, state.ema)
+
+    def rows(tensor: Tensor) -> np.ndarray:
+        return _array(tensor).reshape(-1, d)
+
     _adam(
-        *(_array(t).reshape(-1, d) for t in tensors),
+        rows(parameter),
+        rows(gradient),
+        rows(state.mean),
+        rows(state.square),
+        rows(state.ema),
         learning_rate / (1 - BETAS[0] ** state.step),
         1 / np.sqrt(1 - BETAS[1] ** state.step),
         gradient_scale,

@@ -1,0 +1,63 @@
+# `make` says what there is; `make reproduce` does all of it. The work itself is in workflow/Snakefile.
+
+PYTHON ?= python3
+VENV := .venv
+# A stamp is newer than the lock that it was installed from.
+INSTALLED := $(VENV)/installed
+TEST_INSTALLED := $(VENV)/installed-test
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help reproduce smoke language-model test clean environment.yml
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+PIP := python -m pip install --quiet --quiet --disable-pip-version-check
+SNAKEMAKE := snakemake --cores all
+
+help: ## say what the targets do (the default)
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo 'Another interpreter than python3: make reproduce PYTHON=python3.12'
+
+reproduce: $(INSTALLED) ## install into .venv, then make every table, figure and claim
+	$(SNAKEMAKE)
+
+smoke: $(INSTALLED) ## the whole workflow at toy size, in minutes
+	$(SNAKEMAKE) --configfile config/smoke.yaml
+
+language-model: $(INSTALLED) ## train the embedded language model anew into resources/lm (an hour)
+	$(SNAKEMAKE) language_model --config 'language_model={path: trained}'
+	rm -rf resources/lm
+	cp -R results/default/language_model resources/lm
+
+test: $(TEST_INSTALLED) ## lint, types, workflow lint and tests
+	ruff check
+	ruff format --check
+	snakefmt --check workflow
+	mypy
+	snakemake --lint
+	OMP_NUM_THREADS=1 pytest -n 2
+
+clean: ## remove what the runs made (results/reference and figures/reference stay)
+	rm -rf $(filter-out %/reference,$(wildcard results/* figures/*)) logs .snakemake report.html
+
+environment.yml: requirements.lock
+	{ sed '/- pip:/q' $@; sed -n 's/^[^#]/      - &/p' $<; } > $@.new
+	mv $@.new $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	    echo "l0plane needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	         "Name another: make reproduce PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# --no-build-isolation: the lock's own setuptools builds the project, so nothing unpinned is used.
+$(INSTALLED): requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+$(TEST_INSTALLED): requirements-test.lock $(INSTALLED)
+	$(PIP) -r requirements-test.lock
+	touch $@

@@ -1,0 +1,285 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from l0plane import corpus
+from l0plane.corpus import build, docstring_documents, file_documents, split_of, split_texts
+from l0plane.files import UserError, read_json
+
+SHARES = {"validation": 0.2, "test": 0.2}
+
+
+def texts(patterns, **options):
+    return [document.text for document in file_documents(map(str, patterns), **options)]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def build_lines(directory, lines, **spec):
+    """Build the corpus of a `.jsonl` file of `lines`; return the table's rows and the manifest."""
+    directory.mkdir(exist_ok=True)
+    source = write_lines(directory / "lines.jsonl", [{"text": line} for line in lines])
+    spec = {"source": "files", "paths": [str(source)], **SHARES, **spec}
+    build(spec, directory / "documents.parquet", directory / "manifest.json")
+    rows = pq.read_table(directory / "documents.parquet").to_pylist()
+    return rows, read_json(directory / "manifest.json")
+
+
+# --- docstrings
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that puts a package of the given modules where Python looks for them."""
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(site))
+
+    def install(package, modules):
+        info = site / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "RECORD").write_text("".join(f"{package}/{name},,\n" for name in modules))
+        (site / package).mkdir()
+        for name, code in modules.items():
+            (site / package / name).write_text(code)
+
+    return install
+
+
+def sentence(word):
+    return f"Return the {word} of the array, computed along the given axis, as an array of floats."
+
+
+def function(name, docstring):
+    return f'def {name}():\n    """{docstring}"""\n'
+
+
+def test_a_module_is_one_document_of_its_long_docstrings(install):
+    code = f'"""{sentence("mean")}"""\n' + function("f", sentence("sum")) + function("g", "Short.")
+    install("zebra", {"b.py": code, "a.py": "x = 1\n", "data.txt": code})
+    (document,) = docstring_documents(["zebra"])
+    assert document.source == "zebra/zebra/b.py"
+    assert document.text == sentence("mean") + "\n\n" + sentence("sum")
+
+
+def test_a_docstring_stands_in_the_first_module_only(install):
+    repeated = function("f", sentence("sum"))
+    install("zebra", {"a.py": repeated, "b.py": repeated})
+    install("Yak", {"c.py": repeated + function("h", sentence("mean"))})
+    documents = list(docstring_documents(["zebra", "Yak"]))
+    assert [d.text for d in documents] == [sentence("sum") + "\n\n" + sentence("mean")]
+
+
+def test_a_module_that_does_not_parse_is_passed_over(install):
+    install("zebra", {"a.py": f'"""{sentence("sum")}"""\n{{% template %}}\n'})
+    assert list(docstring_documents(["zebra"])) == []
+
+
+def test_modules_are_parsed_and_never_run(install, tmp_path):
+    mark = tmp_path / "ran"
+    code = function("f", sentence("sum")) + f"open({str(mark)!r}, 'w').close()\n"
+    install("zebra", {"__init__.py": code})
+    assert len(list(docstring_documents(["zebra"]))) == 1
+    assert not mark.exists()
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(UserError, match=r"corpus\.packages: 'no-such-package'.*requirements\.lock"):
+        list(docstring_documents(["no-such-package"]))
+
+
+# --- the user's own files
+
+
+def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ndocument", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"body": "zwei — 二"}\n\n{"body": "trois", "id": 3}\n')
+    pq.write_table(pa.table({"body": ["four", "five"], "id": [4, 5]}), tmp_path / "c.parquet")
+    found = list(file_documents([str(tmp_path / "*")], column="body"))
+    assert [d.text for d in found] == ["one\n\ndocument", "zwei — 二", "trois", "four", "five"]
+    assert [Path(d.source).name for d in found] == [
+        "a.txt",
+        "b.jsonl:1",
+        "b.jsonl:3",
+        "c.parquet:0",
+        "c.parquet:1",
+    ]
+
+
+def test_paths_may_be_relative_and_globs_may_descend(tmp_path, monkeypatch):
+    for name in ("x/one.txt", "x/y/two.txt", "z/three.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "z")
+    assert texts(["../x/**/*.txt", "three.txt"]) == ["x/one.txt", "x/y/two.txt", "z/three.txt"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"corpus\.paths: no file matches '.*none\*\.txt'"):
+        texts([tmp_path / "none*.txt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text \(byte 3\)"),
+        ("a.txt", b"\x7fELF\0\0\1", r"a\.txt: holds zero bytes"),
+        ("a.docx", b"text", r"a\.docx: expected a file ending in \.txt, \.jsonl or \.parquet"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', r"a\.jsonl:2: .* string field 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: .* string field 'text'"),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl:1: expected an object"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1: .* surrogate"),
+        ("a.parquet", b"PAR1 but not really", r"a\.parquet: not a readable Parquet file"),
+        ("a.parquet", b"", r"a\.parquet: not a readable Parquet file"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        texts([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array(["x", None]), "row 1 of column 'text' is not a string"),
+        (pa.array([b"x"]), "row 0 of column 'text' is not a string"),
+        (pa.array([b"\xff"]).view(pa.string()), "not a readable Parquet file"),
+    ],
+)
+def test_a_bad_parquet_value_is_named(tmp_path, values, message):
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: {message}"):
+        texts([tmp_path / "a.parquet"])
+
+
+def test_a_missing_parquet_column_is_named_beside_those_there(tmp_path):
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"no column 'text'; it has \['body'\]"):
+        texts([tmp_path / "a.parquet"])
+
+
+# --- a data set in the hub's layout
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub as it is without a network."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def hub(dataset, **spec):
+    return [d.text for d in corpus.read_documents({"source": "hub", "dataset": dataset, **spec})]
+
+
+@pytest.fixture
+def hub_directory(tmp_path):
+    directory = tmp_path / "pile"
+    (directory / "data").mkdir(parents=True)
+    table = pa.table({"text": [f"document {i}" for i in range(5)], "id": range(5)})
+    pq.write_table(table, directory / "data" / "train-00000-of-00001.parquet")
+    return str(directory)
+
+
+def test_a_directory_in_the_hubs_layout_is_read_up_to_the_asked_number(offline, hub_directory):
+    assert hub(hub_directory, documents=3) == ["document 0", "document 1", "document 2"]
+    assert len(hub(hub_directory, documents=100)) == 5
+
+
+def test_a_column_that_the_data_set_lacks_is_named(offline, hub_directory):
+    with pytest.raises(UserError, match=r"corpus\.column: .*'body'; it has \['id', 'text'\]"):
+        hub(hub_directory, documents=3, column="body")
+
+
+def test_a_data_set_out_of_reach_is_said_with_the_way_out(offline):
+    with pytest.raises(UserError, match=r"corpus\.dataset: cannot read 'nobody/nothing'.*give its"):
+        hub("nobody/nothing", documents=3)
+
+
+# --- splitting and storing
+
+
+def test_duplicates_are_removed_and_counted(tmp_path):
+    lines = [f"document {i % 60}" for i in range(100)] + ["  \n"]
+    rows, manifest = build_lines(tmp_path, lines)
+    assert [row["text"] for row in rows] == [f"document {i}" for i in range(60)]
+    assert manifest["duplicates_removed"] == 40
+    assert manifest["documents"] == Counter(row["split"] for row in rows)
+
+
+def test_no_document_stands_in_two_splits(tmp_path):
+    build_lines(tmp_path, [f"document {i % 60}" for i in range(100)])
+    splits = [set(split_texts(tmp_path / "documents.parquet", s)) for s in corpus.SPLITS]
+    assert all(splits)
+    assert len(set.union(*splits)) == sum(map(len, splits)) == 60
+
+
+def test_splits_have_the_asked_shares():
+    counts = Counter(split_of(f"document {i}", validation=0.1, test=0.05) for i in range(10_000))
+    # Three standard errors of a share of 10,000 draws are below 0.01.
+    assert counts["validation"] / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert counts["test"] / 10_000 == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_documents_split_is_the_same_in_every_process_and_version():
+    splits = [split_of(f"document {i}", **SHARES) for i in range(6)]
+    assert splits == ["test", "train", "train", "validation", "train", "test"]
+
+
+def test_more_documents_do_not_move_the_others(tmp_path):
+    few, _ = build_lines(tmp_path / "few", [f"document {i}" for i in range(60)])
+    many, _ = build_lines(tmp_path / "many", [f"document {i}" for i in range(30, 200)])
+    split = {row["text"]: row["split"] for row in many}
+    assert all(split[row["text"]] == row["split"] for row in few if row["text"] in split)
+
+
+def test_the_manifests_hash_names_the_text(tmp_path):
+    lines = [f"document {i}" for i in range(60)]
+    first, again, other, shares = (
+        build_lines(tmp_path / name, text, **spec)[1]["sha256"]
+        for name, text, spec in [
+            ("first", lines, {}),
+            ("again", lines, {}),
+            ("other", [*lines[:-1], "another"], {}),
+            ("shares", lines, {"test": 0.4}),
+        ]
+    )
+    assert first == again
+    assert len({first, other, shares}) == 3
+
+
+def test_a_huge_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARS", 10)
+    rows, _ = build_lines(tmp_path, ["".join(f"{i:4}" for i in range(100))])
+    assert all(len(row["text"]) <= 10 for row in rows)
+    assert "".join(row["text"] for row in rows) == "".join(f"{i:4}" for i in range(100))
+
+
+def test_too_few_documents_to_split_are_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"no document fell into .*: 1 distinct documents"):
+        build_lines(tmp_path, ["only one"])
+    assert [p.name for p in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+def test_the_manifest_holds_the_versions_of_the_packages(tmp_path, install):
+    functions = {f"m{i}.py": function("f", sentence(f"number {i}")) for i in range(40)}
+    install("zebra", functions)
+    build(
+        {"source": "docstrings", "packages": ["zebra"], **SHARES},
+        tmp_path / "documents.parquet",
+        tmp_path / "manifest.json",
+    )
+    manifest = read_json(tmp_path / "manifest.json")
+    assert manifest["packages"] == {"zebra": "1.0"}
+    assert sum(manifest["documents"].values()) == 40
