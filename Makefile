@@ -1,4 +1,4 @@
-# `make` says what there is; `make reproduce` does all of it. The work itself is in workflow/Snakefile.
+# `make` says what there is; `make reproduce` does all of it. The work itself is in Snakefile.
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,7 +34,7 @@ language-model: $(INSTALLED) ## train the embedded language model anew into reso
 test: $(TEST_INSTALLED) ## lint, types, workflow lint and tests
 	ruff check
 	ruff format --check
-	snakefmt --check workflow
+	snakefmt --check Snakefile workflow
 	mypy
 	snakemake --lint
 	OMP_NUM_THREADS=1 pytest -n 2

@@ -217,14 +217,14 @@ def test_empty_panels_say_so(autoencoders, methods):
 # Figures 9 and 10
 
 
-def test_gap_closed_is_the_share_in_log_nmse(methods):
+def test_gap_closed_is_the_share_in_nmse(methods):
     rows = [
         {"method": "relu", "l0": 16.0, "nmse": 0.4, "nmse_refined": 0.2},
         {"method": "topk", "l0": 8.0, "nmse": 0.1, "nmse_refined": 0.1},
         {"method": "topk", "l0": 32.0, "nmse": 0.1, "nmse_refined": 0.1},
     ]
     table = pd.DataFrame(rows).assign(n=N, seed=0, l0_target=lambda t: t["l0"])
-    assert gap_closed(table, N)["share"].to_list() == pytest.approx([0.5])
+    assert gap_closed(table, N)["share"].to_list() == pytest.approx([2 / 3])
     table.loc[table["method"] == "topk", "nmse"] = 0.5  # no gap to close
     assert gap_closed(table, N)["share"].isna().all()
 

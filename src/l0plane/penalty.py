@@ -26,7 +26,7 @@ class PenaltyController:
     START = 1e-3
     APPROACH = 0.2
     """Share of the training in which the goal reaches the target."""
-    PROPORTIONAL = 4.0
+    PROPORTIONAL = 2.0
     FASTEST = 60.0
     """Most that log lambda may move in a training: an L0 that answers late must not wind it up."""
 

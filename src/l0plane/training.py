@@ -26,6 +26,10 @@ INITIALISATION_ROWS = 8192
 LOG_LINES = 50
 
 
+class Diverged(UserError):
+    """A training whose loss or gradient is no longer finite."""
+
+
 class Batches(Protocol):
     """Where training activations come from (`activation_store.ActivationStore`)."""
 
@@ -62,8 +66,7 @@ def train(
         The autoencoder (averaged weights), the training log, and facts for its provenance.
 
     Raises:
-        UserError: the loss or the gradient is no longer finite; says at which step and what to
-            lower.
+        Diverged: says at which step and what to lower.
     """
     started = time.perf_counter()
     method = METHODS[name](l0, hyperparameters)
@@ -82,7 +85,7 @@ def train(
         rate = peak * _schedule(step, steps, settings)
         facts = trainer.step(x, rate, controller.value)
         if not math.isfinite(facts["loss"]) or not math.isfinite(facts["gradient_norm"]):
-            raise UserError(
+            raise Diverged(
                 f"{name} n={n} l0={l0:g} seed={seed}: the loss is no longer finite at step "
                 f"{step} (learning rate {rate:.3g}); lower the learning rate"
             )

@@ -22,7 +22,7 @@ _CENTRAL = 0.99
 def gap_closed(refinement: pd.DataFrame, n: int) -> pd.DataFrame:
     """Share of the ReLU-TopK gap that refining ReLU closes, at each L0 that ReLU reached.
 
-    share = log(ReLU / refined ReLU) / log(ReLU / TopK), in nMSE at equal L0, TopK interpolated
+    share = (ReLU - refined ReLU) / (ReLU - TopK), in nMSE at equal L0 as for C8, TopK interpolated
     between its levels; NaN where TopK was not measured or is not better. Means over seeds.
 
     Returns columns l0_target, l0, nmse, nmse_refined, share.
@@ -31,8 +31,8 @@ def gap_closed(refinement: pd.DataFrame, n: int) -> pd.DataFrame:
     table = _before_and_after(rows, BASELINE)
     topk = _before_and_after(rows, REFERENCE)
     reference = [at_l0(topk["l0"].to_numpy(), topk["nmse"].to_numpy(), x) for x in table["l0"]]
-    gap = np.log(table["nmse"] / np.array(reference, dtype=float))
-    share = np.log(table["nmse"] / table["nmse_refined"]) / gap.where(gap > 0)
+    gap = table["nmse"] - np.array(reference, dtype=float)
+    share = (table["nmse"] - table["nmse_refined"]) / gap.where(gap > 0)
     return table.assign(share=share)
 
 

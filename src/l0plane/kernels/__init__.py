@@ -23,7 +23,6 @@ __all__ = [
     "encode_above",
     "encode_top_k",
     "gather",
-    "set_threads",
     "transpose",
 ]
 
@@ -34,13 +33,6 @@ except ImportError:  # numba is missing, or its compiler does not run here
 
 #: Above this share of active latents a dense product is faster than a sparse one.
 DENSE_SHARE = 1 / 10
-
-
-def set_threads(threads: int) -> None:
-    """Run PyTorch and the compiled kernels on this many threads."""
-    torch.set_num_threads(threads)
-    if cpu is not None:
-        cpu.set_threads(threads)
 
 
 def _backend(x: Tensor) -> ModuleType:

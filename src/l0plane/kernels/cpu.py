@@ -7,7 +7,6 @@ work is on the active triples.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
@@ -24,12 +23,6 @@ FAST = {"reassoc", "contract", "nsz"}
 BLOCK = 32
 
 _tile = torch.empty(0)
-
-
-def set_threads(threads: int) -> None:
-    """Use this many threads, at most as many as numba was started with."""
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(threads, most))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -41,7 +41,7 @@ class _Jump(torch.autograd.Function):
 class JumpReLUMethod(Method):
     """JumpReLU with hyperparameters `bandwidth` (eps) and `threshold` (theta at the start)."""
 
-    l0_delay = 0.08  # a threshold moves by a learning rate's share per step, no faster
+    l0_delay = 0.04  # a threshold moves by a learning rate's share per step, no faster
 
     def extra_parameters(self, n: int) -> Parameters:
         """`b_enc`, zero, and the logarithm of each threshold."""

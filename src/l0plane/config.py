@@ -1,0 +1,399 @@
+"""The configuration of a run: checked as a whole before any job starts.
+
+`config/default.yaml` has every key; a run's own file says only what differs. What a single value
+may be stands in `workflow/schemas/`; what values must be to each other is checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from l0plane.files import UserError
+
+Config = dict[str, Any]
+
+#: `language_model.path` that stands for the model trained by the run itself.
+TRAINED = "trained"
+
+#: `tuning.table`: no earlier tuning; this run does its own.
+MEASURE = "measure"
+#: Keys of the section `corpus` that only one source reads; the first of each source it must have.
+_CORPUS_KEYS = {
+    "docstrings": ("packages", "expected_sha256"),
+    "files": ("paths", "column"),
+    "hub": ("dataset", "documents", "subset", "split", "column"),
+}
+_CORPUS_REQUIRED = {
+    "docstrings": ("packages",),
+    "files": ("paths",),
+    "hub": ("dataset", "documents"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Level:
+    """The size, asked sparsity and seed of one autoencoder; written `n2048-l16-s0` in paths."""
+
+    n: int
+    l0: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"n{self.n}-l{self.l0}-s{self.seed}"
+
+
+def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
+    """Read every `<folder>/<method>/method.yaml` into method -> its facts, in legend order.
+
+    A folder whose name starts with an underscore is not a method.
+
+    Raises:
+        UserError: a method.yaml is not valid, or derives from a method that is not there.
+    """
+    methods: dict[str, Config] = {}
+    for path in sorted(folder.glob("[!_]*/method.yaml")):
+        facts = _read_yaml(path)
+        _validate(facts, schema, f"{path}: ")
+        facts.setdefault("hyperparameters", {})
+        facts.setdefault("grid", {})
+        unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
+        if unknown:
+            raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
+        methods[path.parent.name] = facts
+    for name, facts in methods.items():
+        base = facts.get("derived_from")
+        if base is not None and base not in methods:
+            raise UserError(
+                f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method; "
+                f"expected one of {', '.join(methods)}"
+            )
+    order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
+    return {name: methods[name] for name in order}
+
+
+def load(config: Config, schema: Path, methods: dict[str, Config], repository: Path) -> Config:
+    """Return `config` checked and completed: `all` written out, paths found.
+
+    A relative `language_model.path` that the working directory lacks is looked for in `repository`.
+
+    The methods that refinement, progressive codes and tuning look at are among the run's methods.
+
+    Raises:
+        UserError: names the key and what was expected.
+    """
+    config = copy.deepcopy(config)
+    _read_numbers(config, schema)
+    _validate(config, schema, "")
+    config["corpus"] = _check_corpus(config["corpus"])
+    config["methods"] = _expand_methods(config["methods"], methods, "methods")
+    for section in ("refinement", "progressive", "tuning"):
+        asked = _expand_methods(config[section]["methods"], methods, f"{section}.methods")
+        config[section]["methods"] = [name for name in config["methods"] if name in asked]
+    _check_levels(config)
+    _check_hyperparameters(config["hyperparameters"], methods)
+    _check_language_model(config, repository)
+    _check_tuning_table(config["tuning"], repository)
+    return config
+
+
+# --- what a checked configuration means
+
+
+def levels(config: Config) -> list[Level]:
+    """Every autoencoder that each method trains: both panels, without repetition."""
+    found: set[Level] = set()
+    sparsity, size = config["sparsity_panel"], config["size_panel"]
+    for l0 in sparsity["l0"]:
+        seeds = config["seeds"] if l0 in sparsity["replicated"] else 1
+        found.update(Level(sparsity["n"], l0, seed) for seed in range(seeds))
+    for n in size["n"]:
+        seeds = config["seeds"] if n in size["replicated"] else 1
+        found.update(Level(n, size["l0"], seed) for seed in range(seeds))
+    return sorted(found)
+
+
+def panel_levels(config: Config, section: str) -> list[Level]:
+    """The levels that `refinement` or `progressive` looks at, all their seeds."""
+    n, asked = config["sparsity_panel"]["n"], config[section]["l0"]
+    return [level for level in levels(config) if level.n == n and level.l0 in asked]
+
+
+def hyperparameters(config: Config, method: str, facts: Config) -> dict[str, float]:
+    """A method's hyperparameters: its method.yaml, overridden by the configuration."""
+    return {**facts["hyperparameters"], **config["hyperparameters"].get(method, {})}
+
+
+def tunable(facts: Config) -> bool:
+    """Whether `tune` can vary a method: it has a learning rate and stands on its own."""
+    return "learning_rate" in facts["hyperparameters"] and "derived_from" not in facts
+
+
+def candidates(config: Config, facts: Config) -> dict[str, dict[str, float]]:
+    """What `tune` tries for a method: name of each candidate -> the hyperparameters it changes.
+
+    Every learning rate, and with each of them every value of each knob in the method's grid.
+    """
+    knobs = [(knob, value) for knob, values in facts["grid"].items() for value in values]
+    found: dict[str, dict[str, float]] = {}
+    for rate in config["tuning"]["learning_rates"]:
+        if not knobs:
+            found[f"learning_rate{rate:g}"] = {"learning_rate": rate}
+        for knob, value in knobs:
+            name = f"learning_rate{rate:g}-{knob}{value:g}"
+            found[name] = {"learning_rate": rate, knob: value}
+    return found
+
+
+def check_token_supply(config: Config, contexts: dict[str, int]) -> None:
+    """Compare what the run asks for with the text's `contexts` in each split.
+
+    Raises:
+        UserError: a split is too short.
+    """
+    model = config["language_model"]
+    per_context = model["context"] - model["drop_first_position"]
+    activations = config["activations"]
+    needs = {
+        "train": ("activations.train_tokens", activations["train_tokens"], per_context),
+        "validation": (
+            "activations.validation_tokens",
+            activations["validation_tokens"],
+            per_context,
+        ),
+        "test": ("evaluation.contexts", config["evaluation"]["contexts"], 1),
+    }
+    for split, (key, needed, unit) in needs.items():
+        if needed > contexts[split] * unit:
+            raise UserError(
+                f"{key} is {needed}; expected at most {contexts[split] * unit}, "
+                f"which is all that the corpus has in its {split} split"
+            )
+
+
+# --- checks
+
+
+def _check_corpus(corpus: Config) -> Config:
+    source = corpus["source"]
+    for key in _CORPUS_REQUIRED[source]:
+        if key not in corpus:
+            raise UserError(f"corpus.{key} is missing; source {source} needs it")
+    allowed = {"source", "validation", "test", *_CORPUS_KEYS[source]}
+    # The default's own keys stay when a run's own file names another source.
+    extra = sorted(set(corpus) - allowed - set(_CORPUS_KEYS["docstrings"]))
+    if extra:
+        raise UserError(f"corpus.{extra[0]}: source {source} does not read it; take it out")
+    if corpus["validation"] + corpus["test"] >= 1:
+        raise UserError("corpus.validation and corpus.test: expected a sum below 1")
+    if source == "docstrings":
+        for package in corpus["packages"]:
+            try:
+                importlib.metadata.distribution(package)
+            except importlib.metadata.PackageNotFoundError:
+                raise UserError(f"corpus.packages: {package!r} is not installed") from None
+    if source == "files":
+        for pattern in corpus["paths"]:
+            anchor = Path(Path(pattern).anchor)
+            if not any(anchor.glob(str(Path(pattern).relative_to(anchor)))):
+                raise UserError(f"corpus.paths: no file matches {pattern!r}")
+    return {key: value for key, value in corpus.items() if key in allowed}
+
+
+def _expand_methods(asked: Any, methods: dict[str, Config], key: str) -> list[str]:
+    if asked == "all":
+        return list(methods)
+    for name in asked:
+        if name not in methods:
+            raise UserError(
+                f"{key}: {name!r} is not a method; expected all, or some of {', '.join(methods)}"
+            )
+    return [name for name in methods if name in asked]
+
+
+def _check_levels(config: Config) -> None:
+    sparsity, size, tuning = config["sparsity_panel"], config["size_panel"], config["tuning"]
+    _at_most("sparsity_panel.l0", max(sparsity["l0"]), "sparsity_panel.n", sparsity["n"])
+    _at_most("size_panel.l0", size["l0"], "the smallest of size_panel.n", min(size["n"]))
+    _at_most("tuning.l0", tuning["l0"], "sparsity_panel.n", sparsity["n"])
+    subsets = [
+        ("sparsity_panel.replicated", sparsity["replicated"], "sparsity_panel.l0", sparsity["l0"]),
+        ("size_panel.replicated", size["replicated"], "size_panel.n", size["n"]),
+        ("refinement.l0", config["refinement"]["l0"], "sparsity_panel.l0", sparsity["l0"]),
+        ("progressive.l0", config["progressive"]["l0"], "sparsity_panel.l0", sparsity["l0"]),
+    ]
+    for key, values, panel, all_values in subsets:
+        for value in values:
+            if value not in all_values:
+                raise UserError(f"{key}: {value} is not among {panel}, {all_values}")
+    _at_most(
+        "progressive.delta_ce_contexts",
+        config["progressive"]["delta_ce_contexts"],
+        "evaluation.contexts",
+        config["evaluation"]["contexts"],
+    )
+
+
+def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:
+    if value > limit:
+        raise UserError(f"{key}: {value} is too large; expected at most {limit_key}, {limit}")
+
+
+def _check_hyperparameters(overrides: Config, methods: dict[str, Config]) -> None:
+    for method, values in overrides.items():
+        if method not in methods:
+            raise UserError(
+                f"hyperparameters.{method}: not a method; expected some of {', '.join(methods)}"
+            )
+        known = methods[method]["hyperparameters"]
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"hyperparameters.{method}.{key}: {method} has no such hyperparameter; "
+                    f"it has {', '.join(known) or 'none'}"
+                )
+
+
+def _check_language_model(config: Config, repository: Path) -> None:
+    model, training = config["language_model"], config["language_model_training"]
+    if training["width"] % training["heads"]:
+        raise UserError(
+            f"language_model_training.heads: {training['heads']} does not divide the width, "
+            f"{training['width']}"
+        )
+    if model["path"] == TRAINED:
+        _check_hook(model, training["layers"], model["context"])
+        return
+    directory = Path(model["path"])
+    if not directory.exists() and (repository / directory).exists():
+        directory = repository / directory
+        model["path"] = str(directory)
+    if not directory.exists():
+        # A hub's name has at most one slash and does not start in a folder that is here.
+        names_a_folder = directory.anchor or directory.parts[0] == ".." or len(directory.parts) > 2
+        if names_a_folder or (len(directory.parts) == 2 and _folder_exists(directory, repository)):
+            raise UserError(
+                f"language_model.path: no folder {model['path']}; expected a folder in Hugging "
+                f"Face layout, a model's name on the hub, or {TRAINED}"
+            )
+        return
+    facts_path = directory / "config.json"
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"language_model.path: {facts_path} is missing or is not JSON; expected a folder in "
+            "Hugging Face layout"
+        ) from None
+    layers = facts.get("n_layer", facts.get("num_hidden_layers"))
+    positions = facts.get("n_positions", facts.get("max_position_embeddings"))
+    _check_hook(model, layers, positions)
+
+
+def _check_tuning_table(tuning: Config, repository: Path) -> None:
+    """Find the table of an earlier tuning: in the working directory, then in the repository."""
+    if tuning["table"] == MEASURE:
+        return
+    places = [Path(tuning["table"]), repository / tuning["table"]]
+    found = next((str(place) for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"tuning.table: no file {tuning['table']}; expected {MEASURE}, or the tuning.csv of an "
+            "earlier tuning"
+        )
+    tuning["table"] = found
+
+
+def _folder_exists(directory: Path, repository: Path) -> bool:
+    return directory.parent.is_dir() or (repository / directory.parent).is_dir()
+
+
+def _check_hook(model: Config, layers: int | None, positions: int | None) -> None:
+    block = int(model["hook"].split(".")[1])
+    if layers is not None and block >= layers:
+        raise UserError(
+            f"language_model.hook: {model['hook']} does not exist in {model['path']}; "
+            f"it has {layers} layers, blocks.0 to blocks.{layers - 1}"
+        )
+    if positions is not None and model["context"] > positions:
+        raise UserError(
+            f"language_model.context: {model['context']} is too long for {model['path']}; "
+            f"expected at most {positions}"
+        )
+
+
+# --- schemas
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+
+
+def _read_numbers(values: Any, schema: Path) -> None:
+    """Replace text by the number or truth value that the schema wants there, where it is one.
+
+    Snakemake reads everything inside a section given by --config as text, YAML 1.1 even 3e-3.
+    """
+    truth = {"true": True, "false": False}
+    readers: dict[str, Callable[[str], Any]] = {
+        "integer": int,
+        "number": float,
+        "boolean": truth.__getitem__,
+    }
+    for error in jsonschema.Draft202012Validator(_read_yaml(schema)).iter_errors(values):
+        reader = readers.get(error.schema.get("type", ""))
+        if error.validator != "type" or reader is None or not isinstance(error.instance, str):
+            continue
+        *parents, last = error.absolute_path
+        section = values
+        for key in parents:
+            section = section[key]
+        with contextlib.suppress(ValueError, KeyError):
+            section[last] = reader(error.instance)
+
+
+def _validate(values: Any, schema: Path, where: str) -> None:
+    """Raise UserError at the first value that the JSON schema in the file `schema` refuses."""
+    validator = jsonschema.Draft202012Validator(_read_yaml(schema))
+    errors = sorted(validator.iter_errors(values), key=lambda error: list(map(str, error.path)))
+    if errors:
+        raise UserError(where + _explain(errors[0]))
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """One line: the key, what it holds, what was expected (the schema's description)."""
+    key = ".".join(str(part) for part in error.absolute_path)
+    schema: Any = error.schema
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = list(schema["properties"])
+        unknown = sorted(map(str, set(error.instance) - set(known)))[0]
+        return f"{_join(key, unknown)}: unknown key; expected {_suggest(unknown, known)}"
+    if error.validator == "required" and isinstance(error.instance, dict):
+        missing = next(name for name in schema["required"] if name not in error.instance)
+        return f"{_join(key, missing)} is missing"
+    value = json.dumps(error.instance, default=str)
+    value = value if len(value) <= 60 else value[:57] + "..."
+    expected = schema.get("description", error.message)
+    return f"{key or 'the file'}: {value} is not what was expected: {expected}"
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _suggest(unknown: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(unknown, list(known), n=1)
+    return f"{close[0]}?" if close else f"one of {', '.join(known)}"

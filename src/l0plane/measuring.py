@@ -1,0 +1,84 @@
+"""What a result says of its autoencoder, and how a job comes to those that it measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from l0plane import __version__
+from l0plane.activation_store import ActivationStore
+from l0plane.autoencoder import PROVENANCE_FILE, Autoencoder
+from l0plane.files import read_json
+
+
+class Subject(NamedTuple):
+    """One autoencoder that a job measures."""
+
+    autoencoder: Autoencoder
+    directory: Path
+    keys: dict[str, Any]
+    """First columns of its rows: run, method, n, l0_target, seed."""
+    provenance: dict[str, Any]
+    """Last columns: training_tokens, learning_rate, corpus_sha256, model_sha256, version."""
+    facts: dict[str, Any]
+    """All that its provenance.json says; empty where there is none."""
+
+
+def training_provenance(
+    keys: dict[str, Any], facts: dict[str, Any], store: ActivationStore, model: str
+) -> dict[str, Any]:
+    """What `provenance.json` says of a trained autoencoder.
+
+    Args:
+        keys: run, method, n, l0_target, seed.
+        facts: of the training (tokens, seconds, learning rate and the other hyperparameters).
+        store: the activations that it was trained on.
+        model: the language model's path or name.
+    """
+    activations = ("hook", "context", "corpus_sha256", "model_sha256")
+    return {
+        **keys,
+        **facts,
+        "model": model,
+        **{name: store.manifest[name] for name in activations},
+        "version": __version__,
+    }
+
+
+def subjects(
+    paths: list[str],
+    run: str,
+    method: str,
+    levels: list[list[int]],
+    corpus_sha256: str,
+    model_sha256: str,
+) -> Iterator[Subject]:
+    """Load the autoencoders of a method one by one.
+
+    Args:
+        paths: the `cfg.json` of each.
+        run: name of the run.
+        method: whose they are.
+        levels: n, asked L0 and seed of each, in the order of `paths`.
+        corpus_sha256: of the text that they are measured on.
+        model_sha256: of the language model that they are measured on.
+
+    An autoencoder of somebody else's making needs no provenance.json: what that would say is then
+    missing in the results.
+    """
+    for path, (n, l0, seed) in zip(paths, levels, strict=True):
+        directory = Path(path).parent
+        provenance_file = directory / PROVENANCE_FILE
+        facts = read_json(provenance_file) if provenance_file.exists() else {}
+        keys = {"run": run, "method": method, "n": n, "l0_target": l0, "seed": seed}
+        provenance = {
+            "training_tokens": facts.get("training_tokens", math.nan),
+            "learning_rate": facts.get("learning_rate", math.nan),
+            "corpus_sha256": corpus_sha256,
+            "model_sha256": model_sha256,
+            "version": __version__,
+        }
+        print(f"{method}: {directory.name}", flush=True)
+        yield Subject(Autoencoder.load(directory), directory, keys, provenance, facts)

@@ -1,0 +1,59 @@
+"""Tuning: each candidate is trained at one level, measured on validation, the best one chosen."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+
+from l0plane.activation_store import ActivationStore
+from l0plane.autoencoder import Autoencoder
+
+#: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
+#: error cannot be compared at equal L0.
+L0_TOLERANCE = 0.1
+
+
+@torch.no_grad()
+def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, float]:
+    """Measure an autoencoder on all validation activations.
+
+    Returns:
+        `nmse`, `nmse_se` (over tokens, by the delta method), mean `l0`, and `dead_fraction`, the
+        share of latents silent on all of them.
+    """
+    errors, l0 = [], 0
+    used = torch.zeros(autoencoder.n, dtype=torch.bool)
+    x = store.sample(store.tokens)
+    for rows in x.split(4096):
+        code = autoencoder.encode(rows)
+        errors.append((rows - autoencoder.decode(code)).square().sum(1))
+        used[code.indices.long()] = True
+        l0 += len(code.indices)
+    error = torch.cat(errors)
+    variance = (x - x.mean(0)).square().sum(1)
+    nmse = (error.sum() / variance.sum()).item()
+    spread = (error - nmse * variance).std().item()
+    return {
+        "nmse": nmse,
+        "nmse_se": spread / math.sqrt(len(x)) / variance.mean().item(),
+        "l0": l0 / len(x),
+        "dead_fraction": 1 - used.float().mean().item(),
+    }
+
+
+def choose(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns `diverged` and `chosen`: each method's least nMSE among the others.
+
+    They stand before the provenance. Diverged is what lost all finite numbers, is worse than
+    predicting the mean, or missed the asked L0 by more than `L0_TOLERANCE`.
+    """
+    off = (table["l0"] / table["l0_target"] - 1).abs()
+    settled = (table["nmse"] < 1) & (off <= L0_TOLERANCE)
+    best = table["nmse"].where(settled).groupby(table["method"]).transform("min")
+    table = table.copy()
+    place = table.columns.get_loc("training_tokens")
+    table.insert(place, "chosen", settled & (table["nmse"] == best))
+    table.insert(place, "diverged", ~settled)
+    return table

@@ -1,0 +1,292 @@
+"""A configuration is checked as a whole, and a mistake is one or two lines that name the key."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l0plane import config
+from l0plane.files import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+SCHEMAS = REPOSITORY / "workflow/schemas"
+DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def methods():
+    return config.read_methods(REPOSITORY / "workflow/methods", SCHEMAS / "method.schema.yaml")
+
+
+@pytest.fixture
+def load(methods, tmp_path, monkeypatch):
+    """Load the default configuration with changes; its language model has four layers."""
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "resources/lm"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps({"n_layer": 4, "n_positions": 64}))
+    (tmp_path / "results/reference").mkdir(parents=True)
+    (tmp_path / "results/reference/tuning.csv").touch()
+
+    def load(changes=None):
+        values = merged(DEFAULT, changes or {})
+        return config.load(values, SCHEMAS / "config.schema.yaml", methods, tmp_path)
+
+    return load
+
+
+def merged(default, changes):
+    """Snakemake's way: sections are merged key by key, everything else is replaced."""
+    values = copy.deepcopy(default)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            value = merged(values[key], value)
+        values[key] = value
+    return values
+
+
+FILES = {"source": "files", "paths": ["*.txt"]}
+
+# What is changed, and what the message has to say: the key, and what was expected.
+WRONG = {
+    "unknown section": ({"trainning": {}}, "trainning: unknown key; expected training?"),
+    "unknown key": ({"training": {"epochs": 3}}, "training.epochs: unknown key; expected one of"),
+    "wrong type": ({"sparsity_panel": {"n": "many"}}, 'sparsity_panel.n: "many"', "whole number"),
+    "zero": ({"seeds": 0}, "seeds: 0", "at least 1"),
+    "list of the wrong things": ({"size_panel": {"n": [512, -1]}}, "size_panel.n.1: -1"),
+    "section that is none": ({"evaluation": 5}, "evaluation: 5", "a section"),
+    "no such tuning": (
+        {"tuning": {"table": "gone.csv"}},
+        "tuning.table: no file gone.csv",
+        "measure",
+    ),
+    "run outside of results": ({"run": "../x"}, 'run: "../x"', "one folder name"),
+    "run that is a path": ({"run": "a/b"}, 'run: "a/b"', "one folder name"),
+    "run that is hidden": ({"run": ".."}, 'run: ".."', "one folder name"),
+    "unknown method": ({"methods": ["topk", "tpok"]}, "methods: 'tpok'", "some of relu, "),
+    "unknown method to refine": ({"refinement": {"methods": ["x"]}}, "refinement.methods: 'x'"),
+    "k above n": ({"sparsity_panel": {"l0": [16, 4096]}}, "sparsity_panel.l0: 4096", "2048"),
+    "k above the smallest n": ({"size_panel": {"n": [8, 64]}}, "size_panel.l0: 16", "8"),
+    "k of the tuning above n": ({"tuning": {"l0": 9999}}, "tuning.l0: 9999", "2048"),
+    "replicated level that is none": (
+        {"sparsity_panel": {"replicated": [5]}},
+        "sparsity_panel.replicated: 5",
+        "sparsity_panel.l0",
+    ),
+    "refined level that is none": ({"refinement": {"l0": [5]}}, "refinement.l0: 5"),
+    "more contexts than there are": (
+        {"progressive": {"delta_ce_contexts": 5000}},
+        "progressive.delta_ce_contexts: 5000",
+        "evaluation.contexts",
+    ),
+    "missing text": ({"corpus": FILES}, "corpus.paths: no file matches '*.txt'"),
+    "missing paths": ({"corpus": {"source": "files"}}, "corpus.paths is missing"),
+    "key of another source": (
+        {"corpus": {"documents": 5}},
+        "corpus.documents: source docstrings does not read it",
+    ),
+    "package that is not there": (
+        {"corpus": {"packages": ["no-such-package"]}},
+        "corpus.packages: 'no-such-package' is not installed",
+    ),
+    "splits that leave nothing": (
+        {"corpus": {"validation": 0.5, "test": 0.5}},
+        "corpus.validation and corpus.test",
+    ),
+    "missing model": (
+        {"language_model": {"path": "resources/nothing"}},
+        "language_model.path: no folder resources/nothing",
+    ),
+    "hook of a layer that is not there": (
+        {"language_model": {"hook": "blocks.4.hook_resid_post"}},
+        "language_model.hook: blocks.4.hook_resid_post",
+        "blocks.0 to blocks.3",
+    ),
+    "hook that is none": (
+        {"language_model": {"hook": "layer 3"}},
+        "language_model.hook",
+        "such as blocks.2.hook_resid_post",
+    ),
+    "context too long for the model": (
+        {"language_model": {"context": 65}},
+        "language_model.context: 65",
+        "at most 64",
+    ),
+    "heads that do not divide the width": (
+        {"language_model_training": {"heads": 3}},
+        "language_model_training.heads: 3",
+    ),
+    "hyperparameter that is none": (
+        {"hyperparameters": {"topk": {"lambda": 1}}},
+        "hyperparameters.topk.lambda",
+        "it has learning_rate",
+    ),
+    "hyperparameters of nobody": (
+        {"hyperparameters": {"x": {}}},
+        "hyperparameters.x: not a method",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), [(c, s) for c, *s in WRONG.values()], ids=WRONG)
+def test_a_mistake_is_named(load, changes, said):
+    with pytest.raises(UserError) as error:
+        load(changes)
+    message = str(error.value)
+    assert len(message.splitlines()) <= 2
+    for part in said:
+        assert part in message
+
+
+def test_a_missing_key_is_named(methods, tmp_path):
+    values = {key: value for key, value in DEFAULT.items() if key != "seeds"}
+    with pytest.raises(UserError, match=r"^seeds is missing$"):
+        config.load(values, SCHEMAS / "config.schema.yaml", methods, tmp_path)
+
+
+def test_numbers_may_come_as_text(load):
+    """As they do from --config, and from YAML's 3e-3."""
+    loaded = load(
+        {
+            "training": {"clip_norm": "3e-3", "tokens": "5000"},
+            "size_panel": {"n": ["64", "128"]},
+            "language_model": {"drop_first_position": "false"},
+        }
+    )
+    assert loaded["training"]["clip_norm"] == 0.003
+    assert loaded["training"]["tokens"] == 5000
+    assert loaded["size_panel"]["n"] == [64, 128]
+    assert loaded["language_model"]["drop_first_position"] is False
+
+
+def test_the_given_configuration_is_not_changed(load, methods, tmp_path):
+    values = copy.deepcopy(DEFAULT)
+    loaded = config.load(values, SCHEMAS / "config.schema.yaml", methods, tmp_path)
+    assert values == DEFAULT
+    assert loaded["methods"] == list(methods)
+
+
+def test_packages_of_the_default_are_forgotten_with_another_source(load, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    assert set(load({"corpus": FILES})["corpus"]) == {"source", "paths", "validation", "test"}
+
+
+def test_a_model_of_the_hub_needs_no_folder(load):
+    for name in ("gpt2", "openai-community/gpt2"):
+        assert load({"language_model": {"path": name}})["language_model"]["path"] == name
+
+
+def test_the_model_beside_the_workflow_is_found_from_elsewhere(load, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load()["language_model"]["path"] == str(tmp_path / "resources/lm")
+
+
+def test_other_parts_look_only_at_methods_of_the_run(load):
+    loaded = load({"methods": ["topk", "gated"]})
+    assert loaded["refinement"]["methods"] == ["topk"]
+    assert loaded["tuning"]["methods"] == loaded["methods"]
+
+
+def test_levels_are_both_panels_without_repetition(load):
+    loaded = load(
+        {
+            "sparsity_panel": {"n": 64, "l0": [4, 8], "replicated": [8]},
+            "size_panel": {"n": [32, 64], "l0": 8, "replicated": []},
+            "refinement": {"l0": [8]},
+            "progressive": {"l0": [8]},
+            "tuning": {"l0": 8},
+            "seeds": 2,
+        }
+    )
+    names = [str(level) for level in config.levels(loaded)]
+    assert names == ["n32-l8-s0", "n64-l4-s0", "n64-l8-s0", "n64-l8-s1"]
+    assert [str(level) for level in config.panel_levels(loaded, "refinement")] == [
+        "n64-l8-s0",
+        "n64-l8-s1",
+    ]
+
+
+def test_candidates_are_every_learning_rate_with_every_value_of_a_knob(load):
+    loaded = load({"tuning": {"learning_rates": [0.01, 0.1]}})
+    facts = {"grid": {}}
+    assert config.candidates(loaded, facts) == {
+        "learning_rate0.01": {"learning_rate": 0.01},
+        "learning_rate0.1": {"learning_rate": 0.1},
+    }
+    facts = {"grid": {"width": [1, 2]}}
+    found = config.candidates(loaded, facts)
+    assert len(found) == 4
+    assert found["learning_rate0.1-width2"] == {"learning_rate": 0.1, "width": 2}
+
+
+def test_hyperparameters_of_the_configuration_win(load, methods):
+    loaded = load({"hyperparameters": {"jumprelu": {"bandwidth": 7}}})
+    found = config.hyperparameters(loaded, "jumprelu", methods["jumprelu"])
+    assert found == {**methods["jumprelu"]["hyperparameters"], "bandwidth": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"evaluation": {"contexts": 101}}, "evaluation.contexts"),
+        ({"activations": {"validation_tokens": 100 * 63 + 1}}, "activations.validation_tokens"),
+        ({"activations": {"train_tokens": 100 * 63 + 1}}, "activations.train_tokens"),
+    ],
+)
+def test_a_text_that_is_too_short_is_named(load, changes, key):
+    enough = {
+        "evaluation": {"contexts": 100},
+        "activations": {"train_tokens": 100 * 63, "validation_tokens": 100 * 63},
+        "progressive": {"delta_ce_contexts": 1},
+    }
+    contexts = dict.fromkeys(("train", "validation", "test"), 100)
+    config.check_token_supply(load(enough), contexts)
+    with pytest.raises(UserError, match=f"^{key} is .*at most"):
+        config.check_token_supply(load(merged(enough, changes)), contexts)
+
+
+# --- methods
+
+
+def test_a_method_is_a_folder(tmp_path):
+    methods = REPOSITORY / "workflow/methods"
+    for name in ("_template", "topk"):
+        shutil.copytree(methods / name, tmp_path / name)
+    shutil.copytree(methods / "_template", tmp_path / "mine")
+    found = config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")
+    assert list(found) == ["topk", "mine"]  # by the order that method.yaml gives
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("knob: l1", "knob"),
+        ("colour: red", "colour: unknown key; expected color"),
+        ("color: '#12'", "six hexadecimal digits"),
+        ("derived_from: nobody", "derived_from: 'nobody' is not a method"),
+        ("grid: {width: [1]}", "grid: 'width' is not one of its hyperparameters"),
+        ("label: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_method_is_named(tmp_path, line, said):
+    facts = {"label": "Mine", "citation": "Me", "equation": "z", "knob": "k"}
+    facts.pop(line.split(":")[0], None)
+    path = tmp_path / "mine/method.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(facts) + line + "\n")
+    with pytest.raises(UserError) as error:
+        config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_configurations_that_come_with_it_are_valid(load, path):
+    assert load(yaml.safe_load(path.read_text()))["run"] == path.stem

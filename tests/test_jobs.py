@@ -1,0 +1,88 @@
+"""What a script's person sees and what its log keeps; how tuning chooses; the order of columns."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from l0plane import tidy
+from l0plane.autoencoder import Autoencoder, TopK
+from l0plane.files import UserError
+from l0plane.jobs import job
+from l0plane.tuning import choose, validate
+
+
+@pytest.fixture
+def snakemake(tmp_path):
+    return SimpleNamespace(log=[str(tmp_path / "logs/a.log")], rule="a", threads=1)
+
+
+def log_of(snakemake):
+    return Path(snakemake.log[0]).read_text(encoding="utf-8")
+
+
+def test_what_a_job_prints_is_in_the_terminal_and_in_the_log(snakemake, capsys):
+    with job(snakemake):
+        print("half way")
+    assert capsys.readouterr().out == "half way\n"
+    assert log_of(snakemake) == "half way\n"
+
+
+def test_a_users_mistake_is_one_message_and_a_failure(snakemake, capsys):
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        raise UserError("seeds: 0 is too few")
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "a: seeds: 0 is too few\n" == log_of(snakemake)
+
+
+def test_our_own_mistake_is_in_the_log_with_its_place(snakemake):
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        raise ZeroDivisionError
+    assert end.value.code == 1
+    assert "Traceback" in log_of(snakemake)
+
+
+def candidates(**columns):
+    keys = {"method": "a", "l0_target": 10, "l0": 10.0, "nmse": 0.5, "training_tokens": 1}
+    return pd.DataFrame({**keys, **columns})
+
+
+def test_the_least_error_of_each_method_is_chosen():
+    table = choose(candidates(method=["a", "a", "b"], nmse=[0.3, 0.2, 0.9]))
+    assert table["chosen"].tolist() == [False, True, True]
+    assert table.columns[-1] == "training_tokens"
+
+
+def test_what_diverged_is_never_chosen():
+    # Lost its numbers; is worse than the mean; missed its L0; is fine.
+    table = choose(candidates(nmse=[math.nan, 1.5, 0.1, 0.4], l0=[math.nan, 10, 20, 10]))
+    assert table["diverged"].tolist() == [True, True, True, False]
+    assert table["chosen"].tolist() == [False, False, False, True]
+
+
+def test_validation_of_a_known_autoencoder():
+    """The first of two latents reads and writes its axis; the second axis is lost."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 2, generator=generator).abs()
+    axes = torch.eye(2)
+    autoencoder = Autoencoder(axes[:1], axes[:1], torch.zeros(2), torch.zeros(1), TopK(1))
+    store = SimpleNamespace(tokens=len(x), sample=lambda rows: x[:rows])
+    measured = validate(autoencoder, store)
+    expected = x[:, 1].square().sum() / (x - x.mean(0)).square().sum()
+    assert measured["nmse"] == pytest.approx(expected.item(), rel=1e-5)
+    assert 0 < measured["nmse_se"] < 0.1 * measured["nmse"]
+    assert measured["l0"] == 1
+    assert measured["dead_fraction"] == 0
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_comes_back_with_keys_first_and_provenance_last(tmp_path, suffix):
+    table = tidy.arrange(
+        pd.DataFrame({"nmse": [0.1, 0.2]}), {"run": "r", "n": 4}, {"version": "1.0b"}
+    )
+    assert list(table.columns) == ["run", "n", "nmse", "version"]
+    tidy.write(table, tmp_path / f"t.{suffix}")
+    pd.testing.assert_frame_equal(tidy.read(tmp_path / f"t.{suffix}"), table)

@@ -1,0 +1,122 @@
+"""The workflow: its plan, its style, what it says to mistakes, and all of it at toy size."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SNAKEFILE = REPOSITORY / "Snakefile"
+SMOKE = REPOSITORY / "config/smoke.yaml"
+BIN = Path(sys.executable).parent
+
+
+def snakemake(directory, *arguments, snakefile=SNAKEFILE):
+    """Run Snakemake in `directory`; the process, its stdout and stderr in one text."""
+    command = [BIN / "snakemake", "--snakefile", snakefile, "--directory", directory, *arguments]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=directory,
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--configfile", SMOKE], ["tune"], ["language_model"]])
+def test_there_is_a_plan(tmp_path, arguments):
+    done = snakemake(tmp_path, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout
+    assert "Job stats:" in done.stdout
+
+
+def test_style():
+    formatted = subprocess.run(
+        [BIN / "snakefmt", "--check", SNAKEFILE, REPOSITORY / "workflow"], check=False
+    )
+    assert formatted.returncode == 0
+    linted = snakemake(REPOSITORY, "--lint")
+    assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("run=../x", 'run: "../x" is not what was expected: one folder name'),
+        ("methods=[tpok]", "methods: 'tpok' is not a method; expected all, or some of relu"),
+    ],
+)
+def test_a_mistake_stops_it_before_any_job(tmp_path, changes, said):
+    done = snakemake(tmp_path, "--cores", 1, "--config", changes)
+    assert done.returncode != 0
+    assert said in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "Job stats:" not in done.stdout
+
+
+def test_a_mistake_that_only_the_text_shows_is_one_message(tmp_path):
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / f"text/{number}.txt").write_text(f"A short text, the {number}th of its kind.\n")
+    corpus = "corpus={source: files, paths: ['text/*.txt'], validation: 0.2, test: 0.2}"
+    done = snakemake(
+        *(tmp_path, "--configfile", SMOKE, "--cores", 1, "--config", corpus),
+        *("language_model={path: resources/lm}", "--", "results/smoke/contexts/test.safetensors"),
+    )
+    assert done.returncode != 0
+    assert "contexts: activations.train_tokens is 16384; expected at most" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.fixture
+def with_my_method(tmp_path):
+    """A copy of the workflow with one more method, which is a copy of the template."""
+    for name in ("workflow", "config"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    methods = tmp_path / "workflow/methods"
+    shutil.copytree(methods / "_template", methods / "my_method")
+    return tmp_path
+
+
+def test_all_of_it_at_toy_size(with_my_method):
+    def smoke(*arguments):
+        arguments = ("--configfile", SMOKE, *arguments)
+        return snakemake(tmp_path, *arguments, snakefile=tmp_path / "Snakefile")
+
+    tmp_path = with_my_method
+    done = smoke("--cores", 2)
+    assert done.returncode == 0, done.stdout
+    results, figures = tmp_path / "results/smoke", tmp_path / "figures/smoke"
+    for name in ("figure2", "figure5", "figure9", "figure10", "tuning", "claims"):
+        assert (figures / f"{name}.png").stat().st_size > 0
+    claims = pd.read_csv(results / "claims.csv")
+    assert {f"C{i}" for i in range(1, 19)} == set(claims["claim"])
+    table = pd.read_csv(results / "autoencoders.csv")
+    keys = ["run", "method", "n", "l0_target", "seed"]
+    assert list(table.columns[:5]) == keys
+    assert not table.duplicated(keys).any()
+
+    # Every rule has run.
+    listed = smoke("--list-rules", "--quiet", "all").stdout
+    rules = {line for line in listed.splitlines() if line.isidentifier()}
+    rules -= {"all", "tune", "language_model"}
+    assert {"corpus", "train_my_method", "evaluate_topk", "choose_tuning", "draw_claims"} <= rules
+    assert {rule for rule in rules if f"Rule: {rule})" not in done.stdout} == set()
+
+    again = smoke("--cores", 2)
+    assert "Nothing to be done" in again.stdout
+
+    # What is lost is made again, and comes out the same.
+    measured = Path("results/smoke/measurements/topk/autoencoders.csv")
+    before = pd.read_csv(tmp_path / measured).drop(columns="training_seconds")
+    shutil.rmtree(results / "autoencoders/topk")
+    repeated = smoke("--cores", 2, "--", measured)
+    assert repeated.returncode == 0, repeated.stdout
+    after = pd.read_csv(tmp_path / measured).drop(columns="training_seconds")
+    pd.testing.assert_frame_equal(before, after, check_exact=True)

@@ -1,0 +1,20 @@
+rule train_gated:
+    input:
+        activations=rules.activations.output.train,
+    output:
+        **autoencoder("gated", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("gated", "log"),
+    benchmark:
+        autoencoder_log("gated", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("gated"),
+    message:
+        "Gated: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

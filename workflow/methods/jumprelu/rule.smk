@@ -1,0 +1,20 @@
+rule train_jumprelu:
+    input:
+        activations=rules.activations.output.train,
+    output:
+        **autoencoder("jumprelu", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("jumprelu", "log"),
+    benchmark:
+        autoencoder_log("jumprelu", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("jumprelu"),
+    message:
+        "JumpReLU: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

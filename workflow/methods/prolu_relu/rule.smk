@@ -1,0 +1,20 @@
+rule train_prolu_relu:
+    input:
+        activations=rules.activations.output.train,
+    output:
+        **autoencoder("prolu_relu", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("prolu_relu", "log"),
+    benchmark:
+        autoencoder_log("prolu_relu", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("prolu_relu"),
+    message:
+        "ProLU-ReLU: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

@@ -1,0 +1,20 @@
+rule train_prolu_ste:
+    input:
+        activations=rules.activations.output.train,
+    output:
+        **autoencoder("prolu_ste", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("prolu_ste", "log"),
+    benchmark:
+        autoencoder_log("prolu_ste", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("prolu_ste"),
+    message:
+        "ProLU-STE: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

@@ -1,0 +1,20 @@
+rule train_relu:
+    input:
+        activations=rules.activations.output.train,
+    output:
+        **autoencoder("relu", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("relu", "log"),
+    benchmark:
+        autoencoder_log("relu", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("relu"),
+    message:
+        "ReLU: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

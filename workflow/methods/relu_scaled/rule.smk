@@ -1,0 +1,22 @@
+rule train_relu_scaled:
+    input:
+        activations=rules.activations.output.train,
+        base=autoencoder("relu")["cfg"],
+        base_weights=autoencoder("relu")["sae_weights"],
+    output:
+        **autoencoder("relu_scaled", "provenance.json", "training.csv"),
+    log:
+        autoencoder_log("relu_scaled", "log"),
+    benchmark:
+        autoencoder_log("relu_scaled", "tsv")
+    conda:
+        "../../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        **training_params("relu_scaled"),
+    message:
+        "ReLU, fine-tuned scales: {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
+    script:
+        "../../scripts/train.py"

@@ -1,0 +1,239 @@
+"""Names and helper functions of all rules; the configuration is checked here, before any job."""
+
+import os
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from l0plane import config as l0config
+from l0plane.files import UserError
+
+REPOSITORY = Path(workflow.basedir)
+WORKFLOW = REPOSITORY / "workflow"
+
+# Freed memory is kept instead of given back to the system: the many temporary arrays of a training
+# step then cost no page faults, which makes it 1.5 times as fast.
+os.environ.update(
+    MALLOC_MMAP_MAX_="0",
+    MALLOC_TRIM_THRESHOLD_="17179869184",
+    MALLOC_TOP_PAD_="268435456",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+try:
+    METHODS = l0config.read_methods(WORKFLOW / "methods", WORKFLOW / "schemas/method.schema.yaml")
+    config = l0config.load(config, WORKFLOW / "schemas/config.schema.yaml", METHODS, REPOSITORY)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = f"results/{config['run']}"
+FIGURES = f"figures/{config['run']}"
+LOGS = f"logs/{config['run']}"
+
+# The tables of a run: for each, its kind of file and the methods that have it.
+TABLES = {
+    "autoencoders": ("csv", config["methods"]),
+    "contexts": ("parquet", config["methods"]),
+    "training": ("csv", config["methods"]),
+    "refinement": ("csv", config["refinement"]["methods"]),
+    "refinement_contexts": ("parquet", config["refinement"]["methods"]),
+    "refinement_histogram": ("csv", config["refinement"]["methods"]),
+    "curves": ("csv", config["progressive"]["methods"]),
+    "curve_contexts": ("parquet", config["progressive"]["methods"]),
+}
+TABLES = {name: (suffix, methods) for name, (suffix, methods) in TABLES.items() if methods}
+
+
+wildcard_constraints:
+    method="[A-Za-z0-9_]+",
+    n=r"\d+",
+    l0=r"\d+",
+    seed=r"\d+",
+
+
+# --- the language model
+
+
+def language_model_files():
+    """The files of the language model that others depend on; none for a name on the hub."""
+    path = config["language_model"]["path"]
+    if path == l0config.TRAINED:
+        names = ["config.json", "model.safetensors", "tokenizer.json"]
+        return [f"{RESULTS}/language_model/{name}" for name in names]
+    suffixes = (".json", ".safetensors", ".txt", ".model")
+    return sorted(str(p) for p in Path(path).glob("*") if p.suffix in suffixes)
+
+
+def language_model_path(wildcards):
+    """Where the language model is loaded from: a folder, or a name on the hub."""
+    path = config["language_model"]["path"]
+    return f"{RESULTS}/language_model" if path == l0config.TRAINED else path
+
+
+# --- the autoencoders of a method
+
+
+def autoencoder(method, *more):
+    """What a method writes: a SAELens directory, and in it the files named in `more`."""
+    directory = f"{RESULTS}/autoencoders/{method}/n{{n}}-l{{l0}}-s{{seed}}"
+    names = ["cfg.json", "sae_weights.safetensors", *more]
+    return {name.split(".")[0]: f"{directory}/{name}" for name in names}
+
+
+def autoencoder_log(method, suffix):
+    """Log or benchmark file of a method's training."""
+    return f"{LOGS}/autoencoders/{method}/n{{n}}-l{{l0}}-s{{seed}}.{suffix}"
+
+
+def training_params(method):
+    """What `scripts/train.py` needs to know, the same for every built-in method."""
+    return {
+        "run": config["run"],
+        "method": method,
+        "language_model": config["language_model"]["path"],
+        "settings": config["training"],
+        "hyperparameters": l0config.hyperparameters(config, method, METHODS[method]),
+        "reference_n": config["sparsity_panel"]["n"],
+    }
+
+
+# --- measurements and tuning
+
+
+def trained(method):
+    """All autoencoders of a method that the run trains."""
+    return {
+        name: [
+            path.format(n=level.n, l0=level.l0, seed=level.seed)
+            for level in l0config.levels(config)
+        ]
+        for name, path in autoencoder(method).items()
+    }
+
+
+def measurements(method):
+    """The tables that a method's evaluation writes."""
+    return {
+        name: f"{RESULTS}/measurements/{method}/{name}.{suffix}"
+        for name, (suffix, methods) in TABLES.items()
+        if method in methods
+    }
+
+
+def measurement_params(method):
+    """What `scripts/evaluate.py` needs to know; levels are lists of n, asked L0 and seed."""
+
+    def plain(levels):
+        return [[level.n, level.l0, level.seed] for level in levels]
+
+    def asked_in(section):
+        chosen = method in config[section]["methods"]
+        return plain(l0config.panel_levels(config, section) if chosen else [])
+
+    return {
+        "run": config["run"],
+        "method": method,
+        "levels": plain(l0config.levels(config)),
+        "refined_levels": asked_in("refinement"),
+        "progressive_levels": asked_in("progressive"),
+        "points": config["progressive"]["points"],
+        "delta_ce_contexts": config["progressive"]["delta_ce_contexts"],
+        "language_model": config["language_model"],
+        "language_model_path": language_model_path,
+        "contexts": config["evaluation"]["contexts"],
+    }
+
+
+def measurement_tables():
+    """The files of all methods that go into each table of the run."""
+    return {
+        name: [measurements(method)[name] for method in methods]
+        for name, (_, methods) in TABLES.items()
+    }
+
+
+def tuning_table():
+    """The tuning that claims and the figure are about: this run's own, or an earlier one's."""
+    table = config["tuning"]["table"]
+    return f"{RESULTS}/tuning.csv" if table == l0config.MEASURE else table
+
+
+def figure_tables(names):
+    """The files of the tables that a figure is drawn from."""
+    return {name: tuning_table() if name == "tuning" else f"{RESULTS}/{name}.csv" for name in names}
+
+
+def tuned_methods():
+    """The methods of the run that `tune` varies."""
+    return [m for m in config["tuning"]["methods"] if l0config.tunable(METHODS[m])]
+
+
+def tuning_candidates():
+    """The tables of all candidates of all tuned methods."""
+    return [
+        f"{RESULTS}/tuning/{method}/{candidate}.csv"
+        for method in tuned_methods()
+        for candidate in l0config.candidates(config, METHODS[method])
+    ]
+
+
+def candidate_changes(wildcards):
+    """What a candidate changes in its method's hyperparameters."""
+    facts = METHODS[wildcards.method]
+    return l0config.candidates(config, facts)[wildcards.candidate]
+
+
+def candidate_hyperparameters(wildcards):
+    """All hyperparameters of a candidate."""
+    method = wildcards.method
+    own = l0config.hyperparameters(config, method, METHODS[method])
+    return {**own, **candidate_changes(wildcards)}
+
+
+# --- figures, tables, claims
+
+# The tables that each figure is drawn from. A figure whose tables this run has none of is left out.
+FIGURE_TABLES = {
+    "figure2": ("autoencoders", "methods"),
+    "figure2a": ("autoencoders", "methods"),
+    "figure2b": ("autoencoders", "methods"),
+    "figure5": ("autoencoders", "methods"),
+    "figure5a": ("autoencoders", "methods"),
+    "figure5b": ("autoencoders", "methods"),
+    "figure9": ("refinement", "refinement_histogram", "methods"),
+    "figure10": ("curves", "autoencoders", "methods"),
+    "tuning": ("tuning", "methods"),
+    "claims": ("claims",),
+}
+FIGURE_TABLES = {
+    figure: tables
+    for figure, tables in FIGURE_TABLES.items()
+    if all(table in {*TABLES, "methods", "tuning", "claims"} for table in tables)
+}
+
+
+def refined_l0():
+    """The level whose shifts Figure 9 shows: that of the size panel, or else the highest refined."""
+    l0, refined = config["size_panel"]["l0"], config["refinement"]["l0"]
+    return l0 if l0 in refined else max(refined)
+
+
+def claim_tables():
+    """The tables that claims are judged on."""
+    names = ["autoencoders", "contexts", "curve_contexts", "refinement_contexts"]
+    found = {name: f"{RESULTS}/{name}.{TABLES[name][0]}" for name in names if name in TABLES}
+    return {**found, "tuning": tuning_table()}
+
+
+def everything():
+    """What `snakemake` without a target makes: figures, tables and claims."""
+    return [
+        *(
+            f"{FIGURES}/{name}.{suffix}"
+            for name in FIGURE_TABLES
+            for suffix in ("png", "pdf", "svg")
+        ),
+        *(f"{RESULTS}/tables/summary.{suffix}" for suffix in ("csv", "md", "tex")),
+        f"{RESULTS}/claims.csv",
+        f"{RESULTS}/run.json",
+    ]

@@ -1,0 +1,47 @@
+rule corpus:
+    output:
+        documents=f"{RESULTS}/corpus/documents.parquet",
+        manifest=f"{RESULTS}/corpus/manifest.json",
+    log:
+        f"{LOGS}/corpus.log",
+    benchmark:
+        f"{LOGS}/corpus.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=4000,
+    params:
+        corpus=config["corpus"],
+    message:
+        "Corpus: collect the documents and split them into train, validation and test"
+    script:
+        "../scripts/corpus.py"
+
+
+rule contexts:
+    input:
+        documents=rules.corpus.output.documents,
+        language_model=language_model_files(),
+    output:
+        train=f"{RESULTS}/contexts/train.safetensors",
+        validation=f"{RESULTS}/contexts/validation.safetensors",
+        test=f"{RESULTS}/contexts/test.safetensors",
+    log:
+        f"{LOGS}/contexts.log",
+    benchmark:
+        f"{LOGS}/contexts.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        language_model=config["language_model"],
+        tokenizer=language_model_path,
+        activations=config["activations"],
+        evaluation=config["evaluation"],
+    message:
+        "Contexts: encode the documents with the language model's tokenizer"
+    script:
+        "../scripts/contexts.py"

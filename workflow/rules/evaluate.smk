@@ -1,0 +1,73 @@
+for method in config["methods"]:
+
+    rule:
+        name:
+            f"evaluate_{method}"
+        input:
+            **trained(method),
+            contexts=rules.contexts.output.test,
+            manifest=rules.corpus.output.manifest,
+            language_model=language_model_files(),
+        output:
+            **measurements(method),
+        log:
+            f"{LOGS}/evaluate/{method}.log",
+        benchmark:
+            f"{LOGS}/evaluate/{method}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+        params:
+            **measurement_params(method),
+        message:
+            "Evaluation: what the autoencoders of {params.method} keep of the language model"
+        script:
+            "../scripts/evaluate.py"
+
+
+rule methods:
+    output:
+        table=f"{RESULTS}/methods.csv",
+    log:
+        f"{LOGS}/methods.log",
+    benchmark:
+        f"{LOGS}/methods.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        run=config["run"],
+        methods={method: METHODS[method] for method in config["methods"]},
+    message:
+        "Methods: labels, colours and citations"
+    script:
+        "../scripts/methods.py"
+
+
+rule collect:
+    input:
+        **measurement_tables(),
+        manifest=rules.corpus.output.manifest,
+    output:
+        **{name: f"{RESULTS}/{name}.{suffix}" for name, (suffix, _) in TABLES.items()},
+        run=f"{RESULTS}/run.json",
+    log:
+        f"{LOGS}/collect.log",
+    benchmark:
+        f"{LOGS}/collect.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        config=config,
+        methods={method: METHODS[method] for method in config["methods"]},
+    message:
+        "Collect the measurements of {params.config[run]} into tables"
+    script:
+        "../scripts/collect.py"

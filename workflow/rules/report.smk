@@ -1,0 +1,92 @@
+rule claims:
+    input:
+        **claim_tables(),
+    output:
+        table=report(f"{RESULTS}/claims.csv", category="Claims"),
+        page=f"{RESULTS}/claims.md",
+    log:
+        f"{LOGS}/claims.log",
+    benchmark:
+        f"{LOGS}/claims.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    message:
+        "Claims: what this run says about each claim of the paper"
+    script:
+        "../scripts/claims.py"
+
+
+rule tables:
+    input:
+        autoencoders=rules.collect.output.autoencoders,
+        methods=rules.methods.output.table,
+    output:
+        summary=report(
+            f"{RESULTS}/tables/summary.csv",
+            caption="../report/summary.rst",
+            category="Tables",
+        ),
+        points=report(
+            f"{RESULTS}/tables/points.csv",
+            caption="../report/points.rst",
+            category="Tables",
+        ),
+        readable=expand(
+            f"{RESULTS}/tables/{{table}}.{{suffix}}",
+            table=["summary", "points"],
+            suffix=["md", "tex"],
+        ),
+    log:
+        f"{LOGS}/tables.log",
+    benchmark:
+        f"{LOGS}/tables.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        n=config["sparsity_panel"]["n"],
+        levels=config["sparsity_panel"]["l0"],
+    message:
+        "Tables: one row a method, and all points"
+    script:
+        "../scripts/tables.py"
+
+
+for figure, tables in FIGURE_TABLES.items():
+
+    rule:
+        name:
+            f"draw_{figure}"
+        input:
+            **figure_tables(tables),
+        output:
+            png=report(
+                f"{FIGURES}/{figure}.png",
+                caption=f"../report/{figure}.rst",
+                category="Figures",
+            ),
+            pdf=f"{FIGURES}/{figure}.pdf",
+            svg=f"{FIGURES}/{figure}.svg",
+        log:
+            f"{LOGS}/figures/{figure}.log",
+        benchmark:
+            f"{LOGS}/figures/{figure}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=1000,
+        params:
+            figure=figure,
+            n=config["sparsity_panel"]["n"],
+            l0=config["size_panel"]["l0"],
+            refined_l0=refined_l0(),
+        message:
+            "Figure: {params.figure}"
+        script:
+            "../scripts/figure.py"

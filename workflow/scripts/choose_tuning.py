@@ -1,0 +1,16 @@
+"""The table of the tuning.
+
+Reads the row of every candidate, marks the best one of each method, writes tuning.csv. The chosen
+values do not go into the configuration by themselves: a person puts them into method.yaml.
+"""
+
+import pandas as pd
+
+from l0plane import tidy
+from l0plane.jobs import job
+from l0plane.tuning import choose
+
+with job(snakemake):
+    table = choose(pd.concat([tidy.read(path) for path in snakemake.input], ignore_index=True))
+    tidy.write(table, snakemake.output[0])
+    print(table.loc[table["chosen"], ["method", "learning_rate", "knob", "value", "nmse"]])

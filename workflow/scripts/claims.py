@@ -1,0 +1,17 @@
+"""Claims of the paper.
+
+Reads a run's tables; judges each claim on them (paired bootstraps over contexts); writes the table
+and a page to read.
+"""
+
+from l0plane import tidy
+from l0plane.claims import Tables, judge, to_markdown
+from l0plane.files import replacing
+from l0plane.jobs import job
+
+with job(snakemake):
+    claims = judge(Tables(**{name: tidy.read(path) for name, path in snakemake.input.items()}))
+    tidy.write(claims, snakemake.output.table)
+    with replacing(snakemake.output.page) as part:
+        part.write_text(to_markdown(claims), encoding="utf-8")
+    print(claims.loc[claims["part"] == "", ["claim", "verdict"]].to_string(index=False))

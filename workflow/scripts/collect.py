@@ -1,0 +1,36 @@
+"""The tables of a run.
+
+Reads every method's measurements and writes each kind of table once for all methods, and run.json,
+which says what was run.
+"""
+
+import importlib.metadata
+import platform
+
+import pandas as pd
+
+from l0plane import __version__, tidy
+from l0plane.files import read_json, write_json
+from l0plane.jobs import job
+
+PACKAGES = ("numba", "numpy", "pandas", "snakemake", "torch", "transformer-lens", "transformers")
+
+with job(snakemake):
+    params, output = snakemake.params, snakemake.output
+    for name, paths in snakemake.input.items():
+        if name != "manifest":
+            table = pd.concat([tidy.read(path) for path in paths], ignore_index=True)
+            tidy.write(table, output[name])
+    manifest = read_json(snakemake.input.manifest)
+    facts = {
+        "run": params.config["run"],
+        "version": __version__,
+        "corpus_sha256": manifest["sha256"],
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "methods": params.methods,
+        "config": params.config,
+    }
+    if "matches_expected" in manifest:
+        facts["corpus_matches"] = manifest["matches_expected"]
+    write_json(output.run, facts)

@@ -1,0 +1,27 @@
+"""Token contexts of the three splits.
+
+Reads the documents and the language model's tokenizer; writes the contexts of each split in random
+order, so that the first ones, which is what the later rules use, are a sample of the whole text.
+Says here, before anything expensive, when the text is too short for what the run asks.
+"""
+
+import numpy as np
+
+from l0plane.config import check_token_supply
+from l0plane.corpus import split_texts
+from l0plane.jobs import job
+from l0plane.tokens import encode_contexts, load_tokenizer, save_contexts
+
+with job(snakemake):
+    params = snakemake.params
+    tokenizer = load_tokenizer(params.tokenizer)
+    length = params.language_model["context"]
+    contexts = {}
+    for split in ("train", "validation", "test"):
+        texts = split_texts(snakemake.input.documents, split)
+        contexts[split] = encode_contexts(texts, tokenizer, length)
+        print(f"{split}: {len(contexts[split])} contexts of {length} tokens", flush=True)
+    check_token_supply(dict(params), {split: len(found) for split, found in contexts.items()})
+    for split, found in contexts.items():
+        order = np.random.default_rng(params.activations["seed"])
+        save_contexts(snakemake.output[split], order.permutation(found))

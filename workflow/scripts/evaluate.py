@@ -1,0 +1,65 @@
+"""Everything that is measured on a method's autoencoders with the language model at hand.
+
+Reads the autoencoders, the language model and the test contexts; writes reconstruction and
+downstream loss (Figures 2 and 5), where the configuration asks for them refined codes (Figure 9)
+and test-time curves (Figure 10), each also per context, which is what every paired comparison
+rests on; and the training logs. One job a method, since the language model takes longer to load
+than to use on one autoencoder.
+"""
+
+import math
+from collections import defaultdict
+
+import pandas as pd
+
+from l0plane import tidy
+from l0plane.evaluation.held_out import HeldOut
+from l0plane.evaluation.progressive import progressive
+from l0plane.evaluation.reconstruction import evaluate
+from l0plane.evaluation.refinement import refine
+from l0plane.files import read_json
+from l0plane.jobs import job
+from l0plane.language_model import LanguageModel
+from l0plane.measuring import subjects
+from l0plane.tokens import load_contexts
+
+with job(snakemake):
+    params = snakemake.params
+    tables = defaultdict(list)
+    model = params.language_model
+    language_model = LanguageModel.load(params.language_model_path, model["hook"])
+    contexts = load_contexts(snakemake.input.contexts)[: params.contexts]
+    held_out = HeldOut(language_model, contexts, model["drop_first_position"])
+    corpus_sha256 = read_json(snakemake.input.manifest)["sha256"]
+    for autoencoder, directory, keys, provenance, facts in subjects(
+        *(snakemake.input.cfg, params.run, params.method, params.levels),
+        *(corpus_sha256, language_model.sha256),
+    ):
+        level = [keys["n"], keys["l0_target"], keys["seed"]]
+        row, contexts = evaluate(autoencoder, held_out)
+        tokens = row.pop("evaluation_tokens")
+        # JSON knows no NaN: a method without a penalty has lambda null.
+        penalty, seconds = (
+            math.nan if facts.get(name) is None else facts[name]
+            for name in ("lambda", "training_seconds")
+        )
+        row = {"lambda": penalty, **row, "training_seconds": seconds, "evaluation_tokens": tokens}
+        tables["autoencoders"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
+        tables["contexts"].append(tidy.arrange(contexts, keys))
+        if level in params.refined_levels:
+            row, contexts, histogram = refine(autoencoder, held_out)
+            tables["refinement"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
+            tables["refinement_contexts"].append(tidy.arrange(contexts, keys))
+            tables["refinement_histogram"].append(tidy.arrange(histogram, keys, provenance))
+        if level in params.progressive_levels:
+            curve, contexts = progressive(
+                autoencoder, held_out, params.points, params.delta_ce_contexts
+            )
+            tables["curves"].append(tidy.arrange(curve, keys, provenance))
+            tables["curve_contexts"].append(tidy.arrange(contexts, keys))
+        log = directory / "training.csv"
+        none = pd.DataFrame(columns=["step", "tokens", "loss", "nmse", "l0", "lambda"])
+        training = pd.read_csv(log) if log.exists() else tidy.arrange(none, keys)
+        tables["training"].append(training)
+    for name, pieces in tables.items():
+        tidy.write(pd.concat(pieces, ignore_index=True), snakemake.output[name])

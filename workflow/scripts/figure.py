@@ -1,0 +1,57 @@
+"""One figure.
+
+Reads tidy tables only; writes PNG, PDF and SVG.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from l0plane.figures import style
+from l0plane.figures.claims import draw_claims
+from l0plane.figures.combined import draw_combined
+from l0plane.figures.frontier import draw_frontier
+from l0plane.figures.progressive import draw_progressive
+from l0plane.figures.refinement import draw_refinement
+from l0plane.figures.scaling import draw_scaling
+from l0plane.figures.tuning import draw_tuning
+from l0plane.jobs import job
+
+
+def draw(figure, tables, params):
+    """Draw one figure from its tables by name."""
+    n, l0 = params.n, params.l0
+    match figure:
+        case "figure2":
+            return draw_combined(tables["autoencoders"], tables["methods"], "nmse", n, l0)
+        case "figure2a":
+            return draw_frontier(tables["autoencoders"], tables["methods"], "nmse", n)
+        case "figure2b":
+            return draw_scaling(tables["autoencoders"], tables["methods"], "nmse", l0)
+        case "figure5":
+            return draw_combined(tables["autoencoders"], tables["methods"], "delta_ce", n, l0)
+        case "figure5a":
+            return draw_frontier(tables["autoencoders"], tables["methods"], "delta_ce", n)
+        case "figure5b":
+            return draw_scaling(tables["autoencoders"], tables["methods"], "delta_ce", l0)
+        case "figure9":
+            return draw_refinement(
+                tables["refinement"],
+                tables["refinement_histogram"],
+                tables["methods"],
+                n,
+                params.refined_l0,
+            )
+        case "figure10":
+            return draw_progressive(tables["curves"], tables["autoencoders"], tables["methods"], n)
+        case "tuning":
+            return draw_tuning(tables["tuning"], tables["methods"])
+        case "claims":
+            claims = tables["claims"]
+            return draw_claims(claims[claims["part"].isna()])  # a claim's parts are in claims.md
+
+
+with job(snakemake):
+    tables = {name: pd.read_csv(path) for name, path in snakemake.input.items()}
+    figure = draw(snakemake.params.figure, tables, snakemake.params)
+    style.save(figure, Path(snakemake.output.png).with_suffix(""))
