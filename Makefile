@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 # A stamp is newer than the lock that it was installed from.
 INSTALLED := $(VENV)/installed
 TEST_INSTALLED := $(VENV)/installed-test
@@ -10,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reference smoke language-model test clean environment.yml
+.PHONY: help reproduce reference smoke language-model test test-peers clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -44,6 +45,9 @@ test: $(TEST_INSTALLED) ## lint, types, workflow lint and tests
 	snakemake --lint
 	OMP_NUM_THREADS=1 pytest -n 2
 
+test-peers: $(PEERS)/installed ## compare with SAELens and dictionary-learning, in their own environment
+	$(PEERS)/bin/python -m pytest tests/peers
+
 clean: ## remove what the runs made (results/reference and figures/reference stay)
 	rm -rf $(filter-out %/reference,$(wildcard results/* figures/*)) logs .snakemake report.html
 
@@ -61,6 +65,12 @@ $(VENV)/bin/python:
 $(INSTALLED): requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(PIP) -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+$(PEERS)/installed: requirements-peers.lock
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/$(PIP) -r $<
+	$(PEERS)/bin/$(PIP) --no-deps dictionary-learning==0.1.0 -e .
 	touch $@
 
 $(TEST_INSTALLED): requirements-test.lock $(INSTALLED)
