@@ -81,6 +81,13 @@ def test_scales_lower_the_error_of_a_shrunk_autoencoder():
     assert torch.equal(scaled.encode(STORE.x).l0, base.encode(STORE.x).l0)
 
 
+def test_a_given_lambda_is_held_constant():
+    fixed = HYPERPARAMETERS | {"lambda": 0.3}
+    _, log, facts = train("relu", STORE, N, 3, 0, SETTINGS | {"tokens": 10_000}, fixed)
+    assert set(log["lambda"]) == {0.3}
+    assert facts["lambda"] == 0.3
+
+
 def test_a_diverging_run_stops_and_says_what_to_lower():
     class Broken(Sparse):
         def batches(self, *arguments):

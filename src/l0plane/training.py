@@ -59,7 +59,8 @@ def train(
         l0: the L0 asked for: `k`, or what a penalty is steered to.
         seed: of the initial directions and the order of the activations.
         settings: the configuration's `training` section.
-        hyperparameters: `learning_rate` (at this n) and the method's own.
+        hyperparameters: `learning_rate` (at this n) and the method's own; `lambda`, if given, is
+            a constant factor of the penalty in place of one that is steered to `l0`.
         base: the trained autoencoder that a method derives from.
 
     Returns:
@@ -83,24 +84,25 @@ def train(
     peak = hyperparameters["learning_rate"]
     for step, x in enumerate(store.batches(batch_tokens, steps * batch_tokens, seed)):
         rate = peak * _schedule(step, steps, settings)
-        facts = trainer.step(x, rate, controller.value)
+        factor = hyperparameters.get("lambda", controller.value)
+        facts = trainer.step(x, rate, factor)
         if not math.isfinite(facts["loss"]) or not math.isfinite(facts["gradient_norm"]):
             raise Diverged(
                 f"{name} n={n} l0={l0:g} seed={seed}: the loss is no longer finite at step "
                 f"{step} (learning rate {rate:.3g}); lower the learning rate"
             )
-        facts["lambda"] = controller.value if trainer.penalised else math.nan
+        facts["lambda"] = factor if trainer.penalised else math.nan
         controller.observe(facts["l0"])
         log.add(step, facts)
     averaged = {key: state.ema for key, state in trainer.states.items()}
     finish_batches = store.batches(batch_tokens, steps * batch_tokens, seed)
     autoencoder = method.finish(averaged, finish_batches)
     record = {
-        "lambda": controller.value if trainer.penalised else None,
+        "lambda": factor if trainer.penalised else None,
         "training_tokens": steps * batch_tokens,
         "training_steps": steps,
         "training_seconds": round(time.perf_counter() - started, 2),
-        **hyperparameters,
+        **{key: value for key, value in hyperparameters.items() if key != "lambda"},
     }
     return autoencoder, log.table(), record
 
