@@ -59,7 +59,8 @@ def test_the_least_error_of_each_method_is_chosen():
 def test_what_diverged_is_never_chosen():
     # Lost its numbers; is worse than the mean; missed its L0; is fine.
     table = choose(candidates(nmse=[math.nan, 1.5, 0.1, 0.4], l0=[math.nan, 10, 20, 10]))
-    assert table["diverged"].tolist() == [True, True, True, False]
+    assert table["diverged"].tolist() == [True, True, False, False]
+    assert table["off_target"].tolist() == [True, False, True, False]
     assert table["chosen"].tolist() == [False, False, False, True]
 
 

@@ -229,6 +229,8 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
     characters = dict.fromkeys(SPLITS, 0)
     duplicates = 0
     for document in read_documents(spec):
+        # By the whole document, so that its pieces stay together.
+        split = split_of(document.text, spec["validation"], spec["test"])
         for start in range(0, len(document.text), MAX_DOCUMENT_CHARS):
             text = document.text[start : start + MAX_DOCUMENT_CHARS]
             if not text.strip():
@@ -238,7 +240,6 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
                 duplicates += 1
                 continue
             seen.add(key)
-            split = split_of(text, spec["validation"], spec["test"])
             digest.update(split.encode() + key)
             characters[split] += len(text)
             for name, value in zip(rows, (document.source, split, text), strict=True):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from l0plane import __version__
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import PROVENANCE_FILE, Autoencoder
-from l0plane.files import read_json
+from l0plane.files import UserError, read_json
 
 
 class Subject(NamedTuple):
@@ -54,6 +54,7 @@ def subjects(
     levels: list[list[int]],
     corpus_sha256: str,
     model_sha256: str,
+    d: int,
 ) -> Iterator[Subject]:
     """Load the autoencoders of a method one by one.
 
@@ -64,9 +65,13 @@ def subjects(
         levels: n, asked L0 and seed of each, in the order of `paths`.
         corpus_sha256: of the text that they are measured on.
         model_sha256: of the language model that they are measured on.
+        d: the width of that model's activations.
 
     An autoencoder of somebody else's making needs no provenance.json: what that would say is then
     missing in the results.
+
+    Raises:
+        UserError: an autoencoder is broken, or has another n or d than it should.
     """
     for path, (n, l0, seed) in zip(paths, levels, strict=True):
         directory = Path(path).parent
@@ -81,4 +86,10 @@ def subjects(
             "version": __version__,
         }
         print(f"{method}: {directory.name}", flush=True)
-        yield Subject(Autoencoder.load(directory), directory, keys, provenance, facts)
+        autoencoder = Autoencoder.load(directory)
+        if (autoencoder.n, autoencoder.d) != (n, d):
+            raise UserError(
+                f"{path}: d_sae is {autoencoder.n} and d_in is {autoencoder.d}; "
+                f"expected {n} and {d}"
+            )
+        yield Subject(autoencoder, directory, keys, provenance, facts)

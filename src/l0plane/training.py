@@ -24,6 +24,8 @@ from l0plane.penalty import PenaltyController
 
 INITIALISATION_ROWS = 8192
 LOG_LINES = 50
+#: Of the training log: where it stands, and means over the batches since the row before.
+LOG_COLUMNS = ["step", "tokens", "loss", "gradient_norm", "nmse", "l0", "dead_fraction", "lambda"]
 
 
 class Diverged(UserError):
@@ -220,4 +222,4 @@ class _Log:
             )
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)
+        return pd.DataFrame(self.rows, columns=LOG_COLUMNS)

@@ -44,16 +44,17 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns `diverged` and `chosen`: each method's least nMSE among the others.
+    """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's other candidates.
 
-    They stand before the provenance. Diverged is what lost all finite numbers, is worse than
-    predicting the mean, or missed the asked L0 by more than `L0_TOLERANCE`.
+    They stand before the provenance. Diverged is what lost all finite numbers or is worse than
+    predicting the mean; off target is what missed the asked L0 by more than `L0_TOLERANCE`.
     """
-    off = (table["l0"] / table["l0_target"] - 1).abs()
-    settled = (table["nmse"] < 1) & (off <= L0_TOLERANCE)
-    best = table["nmse"].where(settled).groupby(table["method"]).transform("min")
-    table = table.copy()
+    table = table.drop(columns=["diverged", "off_target", "chosen"], errors="ignore")
+    diverged = ~(table["nmse"] < 1)
+    off_target = ~((table["l0"] / table["l0_target"] - 1).abs() <= L0_TOLERANCE)
+    best = table["nmse"].where(~diverged & ~off_target).groupby(table["method"]).transform("min")
+    columns = {"diverged": diverged, "off_target": off_target, "chosen": table["nmse"] == best}
     place = table.columns.get_loc("training_tokens")
-    table.insert(place, "chosen", settled & (table["nmse"] == best))
-    table.insert(place, "diverged", ~settled)
+    for offset, (name, column) in enumerate(columns.items()):
+        table.insert(place + offset, name, column & ~off_target if name == "chosen" else column)
     return table

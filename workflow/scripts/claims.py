@@ -10,7 +10,11 @@ from l0plane.files import replacing
 from l0plane.jobs import job
 
 with job(snakemake):
-    claims = judge(Tables(**{name: tidy.read(path) for name, path in snakemake.input.items()}))
+    tables = {name: tidy.read(path) for name, path in snakemake.input.items()}
+    # A tuning of another text or model says nothing about this run.
+    subject = ["corpus_sha256", "model_sha256"]
+    same = tables["tuning"].merge(tables["autoencoders"][subject].drop_duplicates(), on=subject)
+    claims = judge(Tables(**(tables | {"tuning": same})))
     tidy.write(claims, snakemake.output.table)
     with replacing(snakemake.output.page) as part:
         part.write_text(to_markdown(claims), encoding="utf-8")

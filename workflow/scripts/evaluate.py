@@ -22,6 +22,7 @@ from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import subjects
 from l0plane.tokens import load_contexts
+from l0plane.training import LOG_COLUMNS
 
 with job(snakemake):
     params = snakemake.params
@@ -33,7 +34,7 @@ with job(snakemake):
     corpus_sha256 = read_json(snakemake.input.manifest)["sha256"]
     for autoencoder, directory, keys, provenance, facts in subjects(
         *(snakemake.input.cfg, params.run, params.method, params.levels),
-        *(corpus_sha256, language_model.sha256),
+        *(corpus_sha256, language_model.sha256, language_model.d_model),
     ):
         level = [keys["n"], keys["l0_target"], keys["seed"]]
         row, contexts = evaluate(autoencoder, held_out)
@@ -45,21 +46,21 @@ with job(snakemake):
         )
         row = {"lambda": penalty, **row, "training_seconds": seconds, "evaluation_tokens": tokens}
         tables["autoencoders"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
-        tables["contexts"].append(tidy.arrange(contexts, keys))
+        tables["contexts"].append(tidy.arrange(contexts, keys, provenance))
         if level in params.refined_levels:
             row, contexts, histogram = refine(autoencoder, held_out)
             tables["refinement"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
-            tables["refinement_contexts"].append(tidy.arrange(contexts, keys))
+            tables["refinement_contexts"].append(tidy.arrange(contexts, keys, provenance))
             tables["refinement_histogram"].append(tidy.arrange(histogram, keys, provenance))
         if level in params.progressive_levels:
             curve, contexts = progressive(
                 autoencoder, held_out, params.points, params.delta_ce_contexts
             )
             tables["curves"].append(tidy.arrange(curve, keys, provenance))
-            tables["curve_contexts"].append(tidy.arrange(contexts, keys))
+            tables["curve_contexts"].append(tidy.arrange(contexts, keys, provenance))
         log = directory / "training.csv"
-        none = pd.DataFrame(columns=["step", "tokens", "loss", "nmse", "l0", "lambda"])
-        training = pd.read_csv(log) if log.exists() else tidy.arrange(none, keys)
-        tables["training"].append(training)
+        training = pd.read_csv(log) if log.exists() else pd.DataFrame()
+        training = training.reindex(columns=LOG_COLUMNS)
+        tables["training"].append(tidy.arrange(training, keys, provenance))
     for name, pieces in tables.items():
         tidy.write(pd.concat(pieces, ignore_index=True), snakemake.output[name])

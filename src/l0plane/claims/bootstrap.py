@@ -15,10 +15,6 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# Contexts are cut from running text, so that neighbours resemble each other: they are drawn in
-# blocks, shorter when there are few contexts (at least 50 blocks).
-BLOCK = 8
-MINIMUM_BLOCKS = 50
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,7 @@ class Resampler:
         self.weights = np.ones((1 + resamples, count))
         if not count:
             return
-        block = max(1, min(BLOCK, count // MINIMUM_BLOCKS))
-        blocks = -(-count // block)
-        drawn = self.random.multinomial(blocks, np.full(blocks, 1 / blocks), resamples)
-        self.weights[1:] = np.repeat(drawn, block, axis=1)[:, :count]
+        self.weights[1:] = self.random.multinomial(count, np.full(count, 1 / count), resamples)
 
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         """Ratio of context-weighted sums, `[points, 1 + resamples]`, of `[points, contexts]`.
