@@ -243,15 +243,6 @@ def test_simultaneous_intervals_hold_together():
     assert 0.85 < coverage(draw, 100) < 0.995
 
 
-def test_neighbouring_contexts_are_drawn_in_blocks():
-    """Errors alike over eight neighbours carry an eighth of the information."""
-    errors = np.repeat(np.exp(np.random.default_rng(0).standard_normal(100)), 8)[None]
-    alike = estimate(Resampler(np.arange(800)).ratio(errors, np.ones((1, 800)))[0])
-    mixed = np.random.default_rng(1).permutation(errors, axis=1)
-    apart = estimate(Resampler(np.arange(800)).ratio(mixed, np.ones((1, 800)))[0])
-    assert (alike.high - alike.low) > 2 * (apart.high - apart.low)
-
-
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

@@ -259,11 +259,16 @@ def test_the_manifests_hash_names_the_text(tmp_path):
     assert len({first, other, shares}) == 3
 
 
-def test_a_huge_document_is_cut(tmp_path, monkeypatch):
+def test_a_huge_document_is_cut_and_stays_in_one_split(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARS", 10)
-    rows, _ = build_lines(tmp_path, ["".join(f"{i:4}" for i in range(100))])
+    texts = ["".join(f"{i:4}" for i in range(start, start + 10)) for start in range(0, 400, 10)]
+    rows, _ = build_lines(tmp_path, texts)
     assert all(len(row["text"]) <= 10 for row in rows)
-    assert "".join(row["text"] for row in rows) == "".join(f"{i:4}" for i in range(100))
+    assert "".join(row["text"] for row in rows) == "".join(texts)
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["source"], set()).add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
 
 
 def test_too_few_documents_to_split_are_refused_and_nothing_is_written(tmp_path):

@@ -32,7 +32,7 @@ def documented(name):
 def test_the_training_log():
     settings = {**SETTINGS, "tokens": 1024}
     log = train("relu", STORE, 8, 3, 0, settings, HYPERPARAMETERS)[1]
-    assert [*KEYS, *log.columns] == documented("training.csv")
+    assert [*KEYS, *log.columns, *PROVENANCE] == documented("training.csv")
 
 
 def test_the_tuning():
