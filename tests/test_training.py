@@ -119,7 +119,40 @@ def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
     assert gradient[5:].abs().sum() == 0
 
 
-def test_gradients_are_clipped_and_decoder_rows_stay_unit():
+def test_gradients_are_clipped_by_their_common_norm():
+    x = STORE.x[:256]
+    free, clipped = trainer("relu", clip_norm=1e9), trainer("relu", clip_norm=1e-3)
+    norm = free.step(x, 0.0, 0.1)["gradient_norm"]
+    clipped.step(x, 0.0, 0.1)
+    for key, state in free.states.items():
+        expected = state.mean * 1e-3 / norm
+        torch.testing.assert_close(clipped.states[key].mean, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_loss_is_error_by_variance_plus_penalty_plus_auxk():
+    x = STORE.x[:8]  # so few that most latents are silent
+    t = trainer("topk", dead_after_tokens=1, aux_weight=0.5)
+    t.variance = 0.8
+    with torch.no_grad():
+        loss = t.method.loss(t.parameters, x)
+        error = x - loss.reconstruction
+        used = set(loss.code.indices.tolist())
+        dead = torch.tensor([i for i in range(N) if i not in used])
+        assert len(dead) > SETTINGS["aux_k"]
+        a = (x - t.parameters["pre_bias"]) @ t.parameters["encoder"][dead].T
+        top = a.topk(SETTINGS["aux_k"])
+        z = torch.zeros_like(a).scatter(1, top.indices, top.values.relu())
+        missed = error - z @ t.parameters["decoder"][dead]
+        auxk = missed.square().sum() / error.square().sum()
+        expected = error.square().sum() / (8 * 0.8) + 0.5 * auxk
+    assert t.step(x, 0.0, 0.0)["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    t = trainer("relu")
+    loss = t.method.loss(t.parameters, x)
+    expected = (loss.objective + 0.3 * loss.penalty) / 8
+    assert t.step(x, 0.0, 0.3)["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_decoder_rows_stay_unit():
     t = trainer("relu")
     for _ in range(5):
         t.step(STORE.x[:256], 1e-2, 0.1)
