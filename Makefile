@@ -47,7 +47,7 @@ test: $(TEST_INSTALLED) ## lint, types, workflow lint and tests
 	OMP_NUM_THREADS=1 pytest -n 2
 
 test-peers: $(PEERS)/installed ## compare with SAELens and dictionary-learning, in their own environment
-	$(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m pytest benchmarks/peers
 
 clean: ## remove what the runs made (results/reference and figures/reference stay)
 	rm -rf $(filter-out %/reference,$(wildcard results/* figures/*)) logs .snakemake report.html

@@ -60,7 +60,7 @@ def nmse(autoencoder, x):
 def test_every_method_learns_and_reaches_the_l0_asked_for(name):
     autoencoder, log, facts = run(name, l0=4, tokens=120_000)
     l0 = autoencoder.encode(STORE.x).l0.float().mean().item()
-    assert nmse(autoencoder, STORE.x) < 0.35
+    assert nmse(autoencoder, STORE.x) < 0.45
     # JumpReLU moves its thresholds slowly: in so short a run it is still on its way.
     assert l0 == pytest.approx(4, rel=0.5 if name == "jumprelu" else 0.1)
     assert log["step"].iloc[-1] == facts["training_steps"] == 120_000 // 256
@@ -167,6 +167,13 @@ def test_the_schedule_warms_up_and_decays():
     assert shares[15] == pytest.approx(0.5)
     assert 0 < shares[-1] <= 0.1
     assert {_schedule(s, 20, {"warmup_steps": 0, "decay_share": 0}) for s in range(20)} == {1.0}
+
+
+def test_lambda_stays_finite_when_l0_does_not_answer():
+    controller = PenaltyController(16, steps=100, delay=0.02)
+    for _ in range(5000):
+        controller.observe(1000.0)
+    assert controller.value == PenaltyController.MOST
 
 
 def test_the_penalty_settles_where_the_asked_l0_is():

@@ -24,6 +24,9 @@ class PenaltyController:
     """
 
     START = 1e-3
+    MOST = 10.0
+    """No method needs as much; without an end, an L0 that does not answer drives lambda to
+    infinity."""
     APPROACH = 0.2
     """Share of the training in which the goal reaches the target."""
     PROPORTIONAL = 2.0
@@ -50,5 +53,5 @@ class PenaltyController:
         integral = error / self.delay_steps
         change = self.PROPORTIONAL * (error - self.last_error + integral)
         limit = self.FASTEST / self.steps
-        self.value *= math.exp(max(-limit, min(limit, change)))
+        self.value = min(self.MOST, self.value * math.exp(max(-limit, min(limit, change))))
         self.last_error = error

@@ -1,7 +1,16 @@
 """Losses and gradients against dictionary-learning's, from the same weights."""
 
+import sys
+import types
+
 import pytest
 import torch
+
+# dictionary-learning imports nnsight for its activation buffer, which pulls torchvision and with it
+# another torch. Its autoencoders and losses need neither.
+sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
+
+# ruff: noqa: E402
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.gdm import GatedSAETrainer
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, StepFunction
