@@ -78,6 +78,10 @@ def test_ties_keep_exactly_k_and_the_lower_latent_first(backend):
     encoder = torch.ones(200, 4)
     code = backend.select_top_k(torch.ones(3, 4), encoder, None, 5)
     assert code.indices.tolist() == [0, 1, 2, 3, 4] * 3
+    encoder[[150, 160]] = 2.0
+    code = backend.select_top_k(torch.ones(3, 4), encoder, None, 5)
+    assert code.l0.tolist() == [5, 5, 5]
+    assert sorted(code.indices[:5].tolist()) == [0, 1, 2, 150, 160]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
