@@ -36,6 +36,11 @@ rule tune:
         f"{FIGURES}/tuning.png",
 
 
+rule lambdas:
+    input:
+        rules.collect_lambdas.output,
+
+
 rule language_model:
     input:
         rules.train_language_model.output,

@@ -1,11 +1,10 @@
-"""Does steering lambda change what is compared? Train again with lambda held constant.
+"""What steering lambda to an L0 within one training changes, against the constant lambda.
 
     python benchmarks/steered_lambda.py results/default results/reference/steered_lambda.csv
 
-Trains each penalty method twice at the first configured level: steered to the L0 asked for, and
-with the mean of that run's lambda over its second half held constant from the first step. Both are
-measured on validation activations. Since the second reaches another L0, its error is also moved to
-the first one's along the slope of the method's frontier in `autoencoders.csv`.
+Trains each penalty method again, steered, at the level that was tuned, and measures it beside the
+run's own autoencoder, whose lambda is constant, on the validation activations. Their L0 differ by a
+few percent: the steered error is moved over that distance along the slope of the method's frontier.
 """
 
 import sys
@@ -16,39 +15,38 @@ import pandas as pd
 
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
+from l0plane.autoencoder import Autoencoder
 from l0plane.files import read_json
 from l0plane.training import train
 from l0plane.tuning import validate
-
-METHODS = ("relu", "prolu_relu", "prolu_ste", "gated", "jumprelu")
 
 
 def main(run: Path, output: Path) -> None:
     """Train, measure, write one row per method and way."""
     facts = read_json(run / "run.json")
     config = facts["config"]
-    n, l0 = config["sparsity_panel"]["n"], config["size_panel"]["l0"]
+    n, l0 = config["sparsity_panel"]["n"], config["tuning"]["l0"]
     store = ActivationStore(run / "activations/train")
     validation = ActivationStore(run / "activations/validation")
     measured = tidy.read(run / "autoencoders.csv")
     rows = []
-    for method in METHODS:
+    for method in measured.loc[measured["lambda"].notna(), "method"].unique():
         frontier = measured[(measured["method"] == method) & (measured["n"] == n)]
         slope = np.polyfit(np.log(frontier["l0"]), np.log(frontier["nmse"]), 1)[0]
+        directory = run / f"autoencoders/{method}/n{n}-l{l0}-s0"
+        constant = validate(Autoencoder.load(directory), validation)
         own = facts["methods"][method]["hyperparameters"]
         autoencoder, log, _ = train(method, store, n, l0, 0, config["training"], own)
         steered = validate(autoencoder, validation)
-        constant = log["lambda"].iloc[len(log) // 2 :].mean()
-        fixed = {**own, "lambda": constant}
-        autoencoder, _, _ = train(method, store, n, l0, 0, config["training"], fixed)
-        held = validate(autoencoder, validation)
-        moved = held["nmse"] * (steered["l0"] / held["l0"]) ** slope
-        for way, result in (("steered", steered), ("constant", held)):
-            row = {"method": method, "n": n, "l0_target": l0, "way": way, "lambda": constant}
-            row |= {key: result[key] for key in ("l0", "nmse", "nmse_se")}
-            row["nmse_at_steered_l0"] = steered["nmse"] if way == "steered" else moved
+        moved = steered["nmse"] * (constant["l0"] / steered["l0"]) ** slope
+        last = {"constant": read_json(directory / "provenance.json")["lambda"]}
+        last["steered"] = log["lambda"].iloc[-1]
+        for way, result in (("constant", constant), ("steered", steered)):
+            row = {"method": method, "n": n, "l0_target": l0, "way": way, "lambda": last[way]}
+            row |= {key: result[key] for key in ("l0", "nmse", "nmse_se", "dead_fraction")}
+            row["nmse_at_constant_l0"] = moved if way == "steered" else constant["nmse"]
             rows.append(row)
-        print(f"{method}: constant / steered = {moved / steered['nmse']:.3f}")
+        print(f"{method}: steered / constant = {moved / constant['nmse']:.3f}", flush=True)
     tidy.write(pd.DataFrame(rows), output)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,10 @@ from torch.nn.functional import normalize as unit
 
 from l0plane.autoencoder import Autoencoder, Gated, JumpReLU, ReLU, TopK
 from l0plane.tokens import train_tokenizer
+
+# Without a GPU Triton's kernels are interpreted; it asks before anything else imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VOCABULARY = 260
 CONTEXT = 12

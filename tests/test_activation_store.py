@@ -37,6 +37,14 @@ def in_order(language_model, contexts, first=1):
     return normalise(residual[:, first:])[0].reshape(-1, WIDTH)
 
 
+def test_the_manifest_has_the_variance_of_the_models_own_activations(
+    written, language_model, contexts
+):
+    raw = language_model.residual(torch.from_numpy(contexts[:20]))[:, 1:].reshape(-1, WIDTH)
+    expected = (raw - raw.mean(0)).double().square().sum(1).mean().item()
+    assert written().manifest["raw_variance"] == pytest.approx(expected, rel=1e-5)
+
+
 def lexical(rows):
     rows = np.asarray(rows)
     return rows[np.lexsort(rows.T)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def test_what_is_saved_is_what_is_loaded(architecture, tmp_path):
     for a, b in ((original, loaded),):
         torch.testing.assert_close(a.encode(X).to_dense(), b.encode(X).to_dense())
         torch.testing.assert_close(a.decode(a.encode(X)), b.decode(b.encode(X)))
+
+
+@pytest.mark.parametrize("how", ["none", "constant_norm"])
+def test_the_space_of_an_autoencoder_is_saved_with_it(how, tmp_path):
+    original = replace(autoencoder(FUNCTIONS["jumprelu"]), normalisation=how)
+    original.save(tmp_path, {})
+    loaded = Autoencoder.load(tmp_path)
+    assert loaded.normalisation == how
+    torch.testing.assert_close(original.encode(X).to_dense(), loaded.encode(X).to_dense())
+    torch.testing.assert_close(loaded.decoder, original.decoder)
 
 
 def saelens(directory, x):
@@ -130,7 +141,8 @@ def broken(tmp_path, change):
         (lambda c, w: w["W_dec"].fill_(torch.nan), "W_dec holds values that are not finite"),
         (lambda c, w: c.update(architecture="softmax"), "architecture is 'softmax'; expected one"),
         (lambda c, w: c.update(d_sae="many"), "d_sae is 'many'; expected a positive whole number"),
-        (lambda c, w: c.update(normalize_activations="none"), "normalize_activations is 'none'"),
+        (lambda c, w: c.update(normalize_activations="rms"), "normalize_activations is 'rms'"),
+        (lambda c, w: w.update(scaling_factor=torch.zeros(N)), "scaling_factor"),
     ],
 )
 def test_a_broken_autoencoder_is_told_in_terms_of_the_contract(tmp_path, change, expected):

@@ -29,7 +29,9 @@ def load(methods, tmp_path, monkeypatch):
     model.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps({"n_layer": 4, "n_positions": 64}))
     (tmp_path / "results/reference").mkdir(parents=True)
-    (tmp_path / "results/reference/tuning.csv").touch()
+    (tmp_path / "resources/published").mkdir()
+    for name in (DEFAULT["tuning"]["table"], DEFAULT["lambdas"], PUBLISHED):
+        (tmp_path / name).touch()
 
     def load(changes=None):
         values = merged(DEFAULT, changes or {})
@@ -48,6 +50,7 @@ def merged(default, changes):
     return values
 
 
+PUBLISHED = "resources/published/gpt2_small_resid8_n24576.csv"
 FILES = {"source": "files", "paths": ["*.txt"]}
 
 # What is changed, and what the message has to say: the key, and what was expected.
@@ -63,6 +66,7 @@ WRONG = {
         "tuning.table: no file gone.csv",
         "measure",
     ),
+    "no such lambdas": ({"lambdas": "gone.csv"}, "lambdas: no file gone.csv", "measure, steer"),
     "run outside of results": ({"run": "../x"}, 'run: "../x"', "one folder name"),
     "run that is a path": ({"run": "a/b"}, 'run: "a/b"', "one folder name"),
     "run that is hidden": ({"run": ".."}, 'run: ".."', "one folder name"),
@@ -172,6 +176,42 @@ def test_the_given_configuration_is_not_changed(load, methods, tmp_path):
 def test_packages_of_the_default_are_forgotten_with_another_source(load, tmp_path):
     (tmp_path / "a.txt").write_text("text")
     assert set(load({"corpus": FILES})["corpus"]) == {"source", "paths", "validation", "test"}
+
+
+ENTRY = {"format": "sparsify", "paths": ["theirs"], "label": "Theirs"}
+
+
+@pytest.mark.parametrize(
+    "name,changes,d,message",
+    [
+        ("topk", {}, 16, "external.topk: there is a method of that name"),
+        ("theirs", {"paths": ["gone"]}, 16, "external.theirs: no file gone/cfg.json; format"),
+        ("theirs", {"format": "pt"}, 16, 'external.theirs.format: "pt" is not what was expected'),
+        ("theirs", {"label": None}, 16, "external.theirs.label: null"),
+        ("theirs", {"paths": ["hub:one"]}, 16, "expected hub:<owner>/<name>/<folder>"),
+        ("theirs", {}, 32, "is for activations of width 32; those at blocks.2.hook_resid_post"),
+    ],
+)
+def test_what_was_trained_elsewhere_is_looked_for_before_the_run(
+    load, tmp_path, name, changes, d, message
+):
+    model = tmp_path / "resources/lm/config.json"
+    model.write_text(json.dumps(json.loads(model.read_text()) | {"n_embd": 16}))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/cfg.json").write_text(json.dumps({"d_in": d}))
+    (tmp_path / "theirs/sae.safetensors").touch()
+    with pytest.raises(UserError) as error:
+        load({"external": {name: ENTRY | changes}})
+    assert message in str(error.value)
+
+
+def test_what_was_trained_elsewhere_may_be_refined(load, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/cfg.json").write_text("{}")
+    (tmp_path / "theirs/sae.safetensors").touch()
+    changes = {"external": {"theirs": ENTRY}, "refinement": {"methods": ["topk", "theirs"]}}
+    assert load(changes)["refinement"]["methods"] == ["topk", "theirs"]
+    assert "theirs" not in load(changes)["tuning"]["methods"]
 
 
 def test_a_model_of_the_hub_needs_no_folder(load):

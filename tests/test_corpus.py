@@ -1,4 +1,5 @@
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -202,11 +203,6 @@ def test_a_column_that_the_data_set_lacks_is_named(offline, hub_directory):
         hub(hub_directory, documents=3, column="body")
 
 
-def test_a_data_set_out_of_reach_is_said_with_the_way_out(offline):
-    with pytest.raises(UserError, match=r"corpus\.dataset: cannot read 'nobody/nothing'.*give its"):
-        hub("nobody/nothing", documents=3)
-
-
 # --- splitting and storing
 
 
@@ -223,6 +219,118 @@ def test_no_document_stands_in_two_splits(tmp_path):
     splits = [set(split_texts(tmp_path / "documents.parquet", s)) for s in corpus.SPLITS]
     assert all(splits)
     assert len(set.union(*splits)) == sum(map(len, splits)) == 60
+
+
+def long_paragraph(number):
+    return f"Paragraph {number} says what many modules say, at enough length to be known again."
+
+
+def sharing_documents(seed=0):
+    """Documents of a few paragraphs each, long and short, of which many stand in several."""
+    draw = random.Random(seed)
+    paragraphs = [long_paragraph(i) for i in range(150)] + [f"Short {i}." for i in range(20)]
+    # Some wrapped at another place, some unwrapped and far longer than a line, without blank lines.
+    paragraphs += [paragraph.replace(" says ", "\n  says ") for paragraph in paragraphs[:40]]
+    paragraphs += [" ".join([long_paragraph(i)] * 4) for i in range(200, 240)]
+    return [
+        draw.choice(["\n\n", "\n", "\n \t\n\n"]).join(draw.sample(paragraphs, draw.randint(1, 5)))
+        for _ in range(400)
+    ]
+
+
+def paragraphs_by_split(rows):
+    found = {split: set() for split in corpus.SPLITS}
+    for row in rows:
+        for paragraph in corpus.PARAGRAPH_BREAK.split(row["text"]):
+            words = " ".join(paragraph.split())
+            if len(words) >= corpus.MIN_PARAGRAPH_CHARS:
+                found[row["split"]].add(words)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_held_out_paragraph_stands_in_an_earlier_split(tmp_path, seed):
+    documents = sharing_documents(seed)
+    rows, manifest = build_lines(tmp_path, documents)
+    found = paragraphs_by_split(rows)
+    assert not found["train"] & (found["validation"] | found["test"])
+    assert not found["validation"] & found["test"]
+    assert all(found.values())
+    before = Counter()
+    for text in dict.fromkeys(documents):
+        before[split_of(text, **SHARES)] += len(text)
+    after = Counter(manifest["characters"])
+    dropped = Counter(manifest["shared_characters_removed"])
+    # What is left of a document may be a duplicate, which is counted as one.
+    assert before["train"] == after["train"]
+    for split in ("validation", "test"):
+        assert 0 < dropped[split] <= before[split] - after[split]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_train_keeps_every_document_as_it_is(tmp_path, seed):
+    documents = sharing_documents(seed)
+    rows, _ = build_lines(tmp_path, documents)
+    train = [text for text in dict.fromkeys(documents) if split_of(text, **SHARES) == "train"]
+    assert [row["text"] for row in rows if row["split"] == "train"] == train
+
+
+@pytest.fixture
+def splits_by_name(monkeypatch):
+    """Let the first word of a document say its split."""
+    monkeypatch.setattr(corpus, "split_of", lambda text, validation, test: text.split()[0])
+
+
+def test_a_shared_paragraph_leaves_the_rest_of_a_document(tmp_path, splits_by_name):
+    shared, own = long_paragraph("one"), long_paragraph("two")
+    documents = [
+        f"test first\n\n{shared}\n\nShort.\n\n{own}",  # before the train document that has it
+        f"train first\n\nShort.\n\n{shared.replace(' ', '  ')}",
+        "validation first",
+    ]
+    rows, manifest = build_lines(tmp_path, documents)
+    assert [row["text"] for row in rows] == [f"test first\n\nShort.\n\n{own}", *documents[1:]]
+    removed = {"validation": 0, "test": len(shared) + len("\n\n")}
+    assert manifest["shared_characters_removed"] == removed
+
+
+def test_a_line_too_long_to_be_wrapped_is_a_paragraph(tmp_path, splits_by_name):
+    shared = " ".join([long_paragraph("one")] * 3)
+    documents = [
+        f"train first\n{shared}\nits own",
+        f"validation first\nup here\n{shared}\ndown there",
+        "test first",
+    ]
+    rows, _ = build_lines(tmp_path, documents)
+    assert rows[1]["text"] == "validation first\nup here\n\ndown there"
+
+
+def test_what_one_document_repeats_stays(tmp_path, splits_by_name):
+    test = f"test first\n\n{long_paragraph('one')}\n\n{long_paragraph('one')}"
+    rows, _ = build_lines(tmp_path, ["train first", "validation first", test])
+    assert rows[2]["text"] == test
+
+
+def test_a_document_left_without_text_is_dropped(tmp_path, splits_by_name):
+    shared = f"test {long_paragraph('one')}"
+    documents = [shared, f"train\n\n{shared}", "validation first", "test first"]
+    rows, manifest = build_lines(tmp_path, documents)
+    assert [row["text"] for row in rows] == documents[1:]
+    assert manifest["documents"] == {"train": 1, "validation": 1, "test": 1}
+
+
+def test_what_is_left_of_a_document_is_no_duplicate(tmp_path, splits_by_name):
+    shared = long_paragraph("one")
+    documents = [f"train\n\n{shared}", "validation first", f"test first\n\n{shared}", "test first"]
+    rows, manifest = build_lines(tmp_path, documents)
+    assert [row["text"] for row in rows] == [*documents[:2], "test first"]
+    assert manifest["duplicates_removed"] == 1
+
+
+def test_a_split_of_shared_paragraphs_only_is_refused(tmp_path, splits_by_name):
+    shared = f"test {long_paragraph('one')}"
+    with pytest.raises(UserError, match=r"no document fell into test: 3 distinct .* they share"):
+        build_lines(tmp_path, [f"train\n\n{shared}", "validation first", shared])
 
 
 def test_splits_have_the_asked_shares():

@@ -10,7 +10,9 @@ from conftest import CONTEXT, WIDTH, autoencoder, small_model
 
 from l0plane.autoencoder import Autoencoder, ReLU
 from l0plane.evaluation.held_out import HeldOut
+from l0plane.evaluation.progressive import progressive
 from l0plane.evaluation.reconstruction import evaluate, ratio_standard_error
+from l0plane.evaluation.refinement import refine
 from l0plane.preprocessing import normalise, restore
 
 
@@ -84,6 +86,34 @@ def test_reconstruction_by_hand(held_out):
     centred, centred_hat = x - x.mean(0), x_hat - x_hat.mean(0)
     gamma = centred_hat.square().sum() / (centred * centred_hat).sum()
     assert row["relative_reconstruction_bias"] == pytest.approx(gamma.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["none", "constant_norm"])
+def test_errors_are_at_unit_norm_whatever_space_an_autoencoder_works_in(held_out, how):
+    trained = replace(autoencoder("relu"), normalisation=how)
+    row, table = evaluate(trained, held_out)
+    raw = held_out.residual[:, -held_out.positions :].reshape(-1, WIDTH)
+    factor = 1.0 if how == "none" else raw.norm(dim=1, keepdim=True) / WIDTH**0.5
+    code = trained.encode(raw / factor)
+    error = (raw - trained.decode(code) * factor).square().sum(1)
+    error = error / (WIDTH - 1) / (raw.std(1) + 1e-5) ** 2
+    expected = (error.sum() / held_out.variance.sum()).item()
+    assert row["nmse"] == pytest.approx(expected, rel=1e-4)
+    assert table["squared_error"].sum() == pytest.approx(error.sum().item(), rel=1e-4)
+    assert row["l0"] == pytest.approx(code.l0.double().mean().item())
+    refined, *_ = refine(trained, held_out)
+    assert refined["nmse"] == pytest.approx(expected, rel=1e-4)
+    curve, _ = progressive(trained, held_out, points=4, delta_ce_contexts=len(held_out))
+    everything = curve[curve["l0"] == curve["l0"].max()].iloc[0]
+    assert everything["nmse"] == pytest.approx(expected, rel=1e-4)
+    assert everything["delta_ce"] == pytest.approx(row["delta_ce"], abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["none", "constant_norm"])
+def test_a_perfect_autoencoder_of_raw_activations_costs_nothing(held_out, how):
+    row, _ = evaluate(replace(mirror(), normalisation=how), held_out)
+    assert row["nmse"] == pytest.approx(0, abs=1e-10)
+    assert row["delta_ce"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_perfect_autoencoder_costs_nothing(held_out):

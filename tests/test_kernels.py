@@ -177,24 +177,60 @@ def test_gradients_equal_autograd_through_dense_tensors(dtype, tolerance, select
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
-def test_a_dense_code_takes_the_dense_products_and_gives_the_same():
-    code = random_code(30, 50, 1)
-    decoder = torch.randn(50, 8)
-    assert len(code.indices) > kernels.DENSE_SHARE * 30 * 50
-    torch.testing.assert_close(kernels.decode(code, decoder), cpu.product(code, decoder))
+def test_several_tiles_give_what_one_gives(monkeypatch):
+    x, encoder, bias = problem(40, 50, 8, seed=1)
+    decoder, code = torch.randn(50, 8), random_code(40, 50, 1)
+    assert len(code.indices) > cpu.DENSE_SHARE * 40 * 50  # dense products go through tiles, too
+    monkeypatch.setattr(cpu, "TILE_FLOATS", 1)  # tiles of 16 rows
+    close = {"rtol": RTOL, "atol": 1e-4}
+    above = [b.select_above(x, encoder, bias, 0.5) for b in BACKENDS]
+    top = [b.select_top_k(x, encoder, bias, 5) for b in BACKENDS]
+    for ours, theirs in (above, top):
+        np.testing.assert_allclose(dense(ours), dense(theirs), **close)
+    for operation, *matrices in (
+        ("product", decoder),
+        ("transposed_product", x),
+        ("sampled_product", x, decoder),
+    ):
+        ours, theirs = (getattr(b, operation)(code, *matrices) for b in (cpu, reference))
+        torch.testing.assert_close(ours, theirs, **close)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(sizes, st.integers(1, 20))
 @settings(max_examples=40, deadline=None)
-def test_top_k_mask_and_keep(size, k):
+def test_top_k_mask_and_keep(backend, size, k):
     rows, n, _, seed = size
     code = random_code(rows, n, seed)
-    kept = code.keep(code.top_k_mask(k))
+    code = code.with_values(code.values.abs())
+    kept = code.keep(backend.top_k_mask(code, k))
     assert torch.equal(kept.l0, code.l0.clamp(max=k))
     full, cut = dense(code), dense(kept)
     for row in range(rows):
         values = np.sort(full[row][full[row] != 0])[::-1][:k]
         np.testing.assert_allclose(np.sort(cut[row][cut[row] != 0])[::-1], values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(sizes, st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_places_are_those_of_the_mask_and_rows_stay_apart(backend, size, share):
+    rows, n, _, seed = size
+    code = random_code(rows, n, seed)
+    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    indptr, places = backend.places(code, mask)
+    assert places.tolist() == mask.nonzero()[:, 0].tolist()
+    kept_rows = torch.bincount(code.rows[mask], minlength=rows)
+    assert indptr.diff().tolist() == kept_rows.tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_top_k_mask_keeps_the_lower_latent_of_equal_values(backend):
+    # Two rows, latents in no order; in the first the values of latents 8, 2 and 5 are equal.
+    indices = torch.tensor([8, 2, 9, 5, 1, 0, 3], dtype=torch.int32)
+    values = torch.tensor([2.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0])
+    code = Code(torch.tensor([0, 5, 7], dtype=torch.int32), indices, values, 10)
+    assert code.keep(backend.top_k_mask(code, 3)).indices.tolist() == [2, 9, 5, 0, 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 
-import huggingface_hub.constants
 import pytest
 import torch
 from conftest import CONTEXT, HOOK, VOCABULARY, WIDTH, small_model
@@ -160,12 +159,6 @@ def test_broken_weights(model_directory, tmp_path):
         stream.truncate(1000)
     with pytest.raises(UserError, match=r"language_model\.path: cannot load"):
         LanguageModel.load(tmp_path / "lm", HOOK)
-
-
-def test_a_hub_name_without_network(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"(?s)language_model\.path: no/such.*Download its config"):
-        LanguageModel.load("no/such-model", HOOK)
 
 
 def test_tokens_that_do_not_fit(language_model):

@@ -163,6 +163,20 @@ def test_scales_change_values_and_not_the_active_set():
     torch.testing.assert_close(loss.reconstruction, again, rtol=1e-4, atol=1e-4)
 
 
+def test_the_loss_and_gradient_of_scales_follow_the_formula():
+    _, p, x = problem("relu")
+    p = {key: value.detach() for key, value in p.items()}
+    method = METHODS["relu_scaled"](L0, {})
+    method.base = Autoencoder(**p, activation_function=ReLU())
+    log_scale = torch.linspace(-0.5, 0.5, N, dtype=torch.float64).requires_grad_()
+    z = (pre(x, p) + p["encoder_bias"]).clamp(min=0.0) * log_scale.exp()
+    expected = error(x, recon(z, p))
+    loss = method.loss({"log_scale": log_scale}, x)
+    torch.testing.assert_close(loss.objective, expected)
+    ours, theirs = (torch.autograd.grad(v, log_scale)[0] for v in (loss.objective, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_reconstructions_start_at_the_norm_of_the_data(name):
     generator = torch.Generator().manual_seed(1)

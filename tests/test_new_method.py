@@ -3,6 +3,7 @@
 The examples are those of docs/adding-a-method.md, taken from its text.
 """
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from test_docs import documented
 from test_training import SETTINGS, STORE
@@ -84,6 +86,17 @@ def add(directory, name, files):
         (folder / file).write_text(text)
 
 
+def download(directory):
+    """An autoencoder of dictionary-learning, which works on activations as they are: x^ = x."""
+    both = torch.cat([torch.eye(128), -torch.eye(128)])
+    state = {"encoder.weight": both, "encoder.bias": torch.zeros(256)}
+    state |= {"decoder.weight": both.T.contiguous(), "bias": torch.zeros(128)}
+    directory.mkdir(parents=True)
+    torch.save(state, directory / "ae.pt")
+    trainer = {"dict_class": "AutoEncoder", "activation_dim": 128}
+    (directory / "config.json").write_text(json.dumps({"trainer": trainer}))
+
+
 def snakemake(directory, *arguments):
     """Run Snakemake as a user does in the repository; what it printed."""
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -111,9 +124,18 @@ def repository(tmp_path):
         "methods": ["tied", "kmeans"],
         "language_model": {"path": str(REPOSITORY / "resources/lm")},
         "sparsity_panel": {"l0": [8]},
-        "refinement": {"methods": ["tied"], "l0": [8]},
-        "progressive": {"methods": ["tied"]},
+        "external": {
+            "elsewhere": {
+                "format": "dictionary_learning",
+                "paths": ["downloads/a", "downloads/b"],
+                "label": "From elsewhere",
+            }
+        },
+        "refinement": {"methods": ["tied", "elsewhere"], "l0": [8]},
+        "progressive": {"methods": ["tied", "elsewhere"]},
     }
+    for name in ("a", "b"):
+        download(tmp_path / "downloads" / name)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(changes))
     return tmp_path
 
@@ -128,10 +150,23 @@ def test_folders_are_all_it_takes(repository):
     small = ("--configfile", "config/smoke.yaml", "small.yaml")
     results, figures = repository / "results/smoke", repository / "figures/smoke"
 
-    code, said = snakemake(repository, *small, "--", "figures/smoke/figure2.png")
+    code, said = snakemake(
+        repository, *small, "--", "figures/smoke/figure2.png", "results/smoke/tables/points.md"
+    )
     assert code == 0, said
     assert (figures / "figure2.png").stat().st_size > 0
     table = pd.read_csv(results / "autoencoders.csv").set_index("method")
+    found = table.loc["elsewhere"]
+    assert found["source"].tolist() == [f"dictionary_learning downloads/{name}" for name in "ab"]
+    assert found["seed"].tolist() == [0, 1]
+    assert found["weights_sha256"].nunique() == 1
+    assert found["nmse"].max() < 1e-9
+    assert found["l0"].to_numpy() == pytest.approx(128, abs=0.1)
+    assert (found["l0_target"] == 128).all()
+    for name in ("refinement", "curves"):
+        assert set(pd.read_csv(results / f"{name}.csv")["method"]) == {"tied", "elsewhere"}
+    assert "From elsewhere" in (results / "tables/points.md").read_text()
+    table = table.drop(index="elsewhere")
     assert set(table.index) == {"tied", "kmeans"}
     assert table.loc["tied", "l0"] == pytest.approx(8, abs=0.1)
     assert table.loc["kmeans", "l0"] == pytest.approx(8, rel=0.3)

@@ -1,14 +1,25 @@
 """What is committed as the reference belongs to the code and configuration that stand beside it."""
 
+import json
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from test_config import merged
+
+from l0plane import config
 
 REPOSITORY = Path(__file__).parents[1]
-TUNING = pd.read_csv(REPOSITORY / "results/reference/tuning.csv")
+REFERENCE = REPOSITORY / "results/reference"
+TUNING = pd.read_csv(REFERENCE / "tuning.csv")
+LAMBDAS = pd.read_csv(REFERENCE / "lambdas.csv")
 DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
+METHODS = config.read_methods(
+    REPOSITORY / "workflow/methods", REPOSITORY / "workflow/schemas/method.schema.yaml"
+)
+PENALISED = [name for name, facts in METHODS.items() if config.penalised(facts)]
 
 
 @pytest.mark.parametrize("method", TUNING["method"].unique())
@@ -22,5 +33,30 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
         assert facts["hyperparameters"][chosen["knob"]] == chosen["value"]
 
 
-def test_the_reference_is_about_the_embedded_text():
-    assert set(TUNING["corpus_sha256"]) == {DEFAULT["corpus"]["expected_sha256"]}
+@pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])
+def test_the_reference_is_about_the_embedded_text(table):
+    assert set(table["corpus_sha256"]) == {DEFAULT["corpus"]["expected_sha256"]}
+
+
+@pytest.mark.parametrize("method", PENALISED)
+def test_every_level_of_the_default_run_has_its_lambda(method):
+    rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target"])
+    reference_n = DEFAULT["sparsity_panel"]["n"]
+    rate = METHODS[method]["hyperparameters"]["learning_rate"]
+    for level in config.levels(DEFAULT):
+        row = rows.loc[level.n, level.l0]
+        assert row["training_tokens"] == DEFAULT["training"]["tokens"]
+        assert row["learning_rate"] == pytest.approx(rate * math.sqrt(reference_n / level.n))
+
+
+def test_the_reference_run_was_made_with_this_configuration():
+    changes = yaml.safe_load((REPOSITORY / "config/three_seeds.yaml").read_text())
+    expected = merged(DEFAULT, changes)
+    found = json.loads((REFERENCE / "run.json").read_text())["config"]
+    ignored = {"methods", "refinement", "progressive", "tuning", "language_model", "lambdas"}
+    for key in set(expected) - ignored:  # those hold names written out and paths found
+        assert found[key] == expected[key], key
+    rows = pd.read_csv(REFERENCE / "autoencoders.csv")
+    levels = {(level.n, level.l0, level.seed) for level in config.levels(expected)}
+    for method, trained in rows.groupby("method"):
+        assert {tuple(row) for row in trained[["n", "l0_target", "seed"]].values} == levels, method

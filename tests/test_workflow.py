@@ -11,6 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 SNAKEFILE = REPOSITORY / "Snakefile"
 SMOKE = REPOSITORY / "config/smoke.yaml"
+GPT2 = REPOSITORY / "config/gpt2.yaml"
 BIN = Path(sys.executable).parent
 
 
@@ -27,7 +28,10 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["--configfile", SMOKE], ["tune"], ["language_model"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--configfile", SMOKE], ["--configfile", GPT2], ["tune"], ["language_model"]],
+)
 def test_there_is_a_plan(tmp_path, arguments):
     done = snakemake(tmp_path, "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout
@@ -75,7 +79,7 @@ def test_a_mistake_that_only_the_text_shows_is_one_message(tmp_path):
 @pytest.fixture
 def with_my_method(tmp_path):
     """A copy of the workflow with one more method, which is a copy of the template."""
-    for name in ("workflow", "config"):
+    for name in ("workflow", "config", "resources/published"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(REPOSITORY / name, tmp_path)
@@ -105,7 +109,7 @@ def test_all_of_it_at_toy_size(with_my_method):
     # Every rule has run.
     listed = smoke("--list-rules", "--quiet", "all").stdout
     rules = {line for line in listed.splitlines() if line.isidentifier()}
-    rules -= {"all", "tune", "language_model"}
+    rules -= {"all", "tune", "lambdas", "language_model"}
     assert {"corpus", "train_my_method", "evaluate_topk", "choose_tuning", "draw_claims"} <= rules
     assert {rule for rule in rules if f"Rule: {rule})" not in done.stdout} == set()
 

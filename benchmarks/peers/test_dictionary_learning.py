@@ -1,22 +1,34 @@
-"""Losses and gradients against dictionary-learning's, from the same weights."""
+"""dictionary-learning: the same losses and gradients; what it saves is read as it reads it."""
 
+import json
 import sys
 import types
 
 import pytest
 import torch
+from conftest import relative
 
 # dictionary-learning imports nnsight for its activation buffer, which pulls torchvision and with it
-# another torch. Its autoencoders and losses need neither.
+# another torch. Its autoencoders and losses need neither, nor the zstandard of its data sets.
 sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
+sys.modules.setdefault("zstandard", types.SimpleNamespace())
 
 # ruff: noqa: E402
+from dictionary_learning.dictionary import (
+    AutoEncoder,
+    AutoEncoderNew,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+)
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.gdm import GatedSAETrainer
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, StepFunction
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.standard import StandardTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.utils import load_dictionary
 
+from l0plane import external
 from l0plane.methods import METHODS
 
 D, N, ROWS, K, LAMBDA = 16, 64, 200, 5, 0.3
@@ -127,3 +139,35 @@ def test_jumprelu_pseudo_derivatives():
     assert theta.min() > BANDWIDTH / 2
     for key, gradient in zip(q, torch.autograd.grad(theirs, list(q.values())), strict=True):
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-3, atol=1e-4)
+
+
+DICTIONARIES = {
+    AutoEncoder: (),
+    AutoEncoderNew: (),
+    GatedAutoEncoder: (),
+    JumpReluAutoEncoder: (),
+    AutoEncoderTopK: (8,),
+    BatchTopKSAE: (8,),
+    MatryoshkaBatchTopKSAE: (8, [64, 192]),
+}
+
+
+@pytest.mark.parametrize("kind", DICTIONARIES, ids=lambda kind: kind.__name__)
+@torch.no_grad()
+def test_what_it_saves_is_read_as_it_reads_it(kind, raw, tmp_path):
+    torch.manual_seed(0)
+    module = kind(raw.shape[1], 256, *DICTIONARIES[kind])
+    for parameter in module.parameters():  # as if trained
+        parameter += 0.05 * torch.randn(parameter.shape)
+    if "threshold" in dict(module.named_buffers()):
+        module.threshold.fill_(1.0)
+    torch.save(module.state_dict(), tmp_path / "ae.pt")
+    trainer = {"dict_class": kind.__name__, "k": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    theirs, _ = load_dictionary(str(tmp_path), "cpu")
+    z = theirs.encode(raw)
+    ours = external.read("dictionary_learning", tmp_path).autoencoder
+    code = ours.encode(raw)
+    assert (z > 0).sum() > len(raw)
+    assert relative(code.to_dense(), z) < 1e-5
+    assert relative(ours.decode(code), theirs.decode(z)) < 1e-5

@@ -1,31 +1,35 @@
-"""Every method's directory opens in SAELens and gives the same codes and reconstructions there."""
+"""SAELens opens every method's directory; what it trains is measured here as it measures it."""
 
-import math
+import types
 
 import pytest
 import torch
-from sae_lens import SAE
+from conftest import HOOK, relative
+from sae_lens import (
+    SAE,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.sae_trainer import SAETrainer
 
+from l0plane import external
 from l0plane.autoencoder import Autoencoder
+from l0plane.evaluation.reconstruction import evaluate
 from l0plane.methods import METHODS
+from l0plane.preprocessing import normalise, restore
 
-D, N, ROWS = 32, 128, 400
+N = 256
 HYPERPARAMETERS = {"bandwidth": 0.05, "threshold": 0.05}
 
 
-def raw_activations():
-    """Activations as a language model gives them: any mean, any scale."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, D, generator=generator) @ torch.randn(D, D, generator=generator)
-    return x * (1 + 9 * torch.rand(ROWS, 1, generator=generator)) + 3
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_same_codes_and_reconstructions(name, tmp_path):
-    raw = raw_activations()
-    mean = raw.mean(1, keepdim=True)
-    scale = (raw.std(1, keepdim=True) + 1e-5) * math.sqrt(D - 1)
-    x = (raw - mean) / scale
+def test_same_codes_and_reconstructions(name, raw, tmp_path):
+    x, mean, scale = normalise(raw)
     generator = torch.Generator().manual_seed(1)
     method = METHODS[name](6, HYPERPARAMETERS)
     if name == "relu_scaled":
@@ -41,8 +45,89 @@ def test_same_codes_and_reconstructions(name, tmp_path):
     code = ours.encode(x)
     theirs = SAE.load_from_disk(str(tmp_path))
     z = theirs.encode(raw)
-    assert (code.to_dense() > 0).sum() > ROWS
-    torch.testing.assert_close(code.to_dense(), z, rtol=1e-5, atol=1e-5)
-    restored = ours.decode(code) * scale + mean
-    error = (restored - theirs.decode(z)).abs().max() / raw.abs().max()
-    assert error < 1e-5
+    assert (z > 0).sum() > len(raw)
+    assert relative(code.to_dense(), z) < 1e-5
+    assert relative(restore(ours.decode(code), mean, scale), theirs.decode(z)) < 1e-5
+
+
+def trained_by_saelens(kind, how, raw, directory):
+    """A SAELens autoencoder after some steps of SAELens' own trainer, saved by it."""
+    common = {"d_in": raw.shape[1], "d_sae": N, "normalize_activations": how}
+    if kind == "topk":
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=16, **common))
+    else:
+        sae = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=1.0, **common))
+    sae.cfg.metadata.hook_name = HOOK
+    generator = torch.Generator().manual_seed(0)
+
+    def batches():
+        while True:
+            yield raw[torch.randint(len(raw), (512,), generator=generator)].clone()
+
+    config = SAETrainerConfig(
+        total_training_samples=512 * 100,
+        train_batch_size_samples=512,
+        lr=2e-3,
+        n_batches_for_norm_estimate=10,
+    )
+    trained = SAETrainer(config, sae, batches()).fit()
+    trained.save_inference_model(str(directory))
+    return SAE.load_from_disk(str(directory))
+
+
+@pytest.mark.parametrize(
+    "kind,how",
+    [
+        ("standard", "expected_average_only_in"),
+        ("topk", "none"),
+        ("topk", "layer_norm"),
+        ("topk", "constant_norm_rescale"),
+    ],
+)
+def test_a_saelens_autoencoder_gives_saelens_own_numbers(kind, how, raw, held_out, tmp_path):
+    theirs = trained_by_saelens(kind, how, raw, tmp_path)
+    found = external.read("saelens", tmp_path)
+    assert found.hook == HOOK
+    ours = found.autoencoder
+    row, _ = evaluate(ours, held_out)
+
+    every = held_out.residual.reshape(-1, raw.shape[1])
+    x, mean, scale = normalise(every, ours.normalisation)
+    code = ours.encode(x)
+    a_hat = restore(ours.decode(code), mean, scale)
+    assert relative(code.to_dense(), theirs.encode(every)) < 1e-5
+    assert relative(a_hat, theirs(every)) < 1e-5
+
+    store = types.SimpleNamespace(
+        store_batch_size_prompts=len(held_out),
+        context_size=held_out.tokens.shape[1],
+        get_batch_tokens=lambda size: held_out.tokens[:size],
+        reset_input_dataset=lambda: None,
+    )
+    metrics, _ = run_evals(
+        theirs,
+        store,
+        held_out.language_model._bridge,
+        ActivationScaler(),
+        EvalConfig(
+            n_eval_reconstruction_batches=1,
+            n_eval_sparsity_variance_batches=1,
+            compute_ce_loss=True,
+            compute_sparsity_metrics=True,
+            compute_variance_metrics=True,
+        ),
+        exclude_special_tokens=False,
+    )
+    losses = metrics["model_performance_preservation"]
+    assert row["l0"] == pytest.approx(metrics["sparsity"]["l0"], rel=1e-5)
+    assert row["ce_original"] == pytest.approx(losses["ce_loss_without_sae"], abs=1e-5)
+    spliced = row["ce_original"] + row["delta_ce"]
+    assert spliced == pytest.approx(losses["ce_loss_with_sae"], abs=1e-4)
+    assert row["loss_recovered_zero"] == pytest.approx(losses["ce_loss_score"], abs=1e-4)
+
+    # Theirs is of raw activations; ours weighs each token by its scale at unit norm.
+    errors = (every - a_hat).square().sum(1)
+    quality = metrics["reconstruction_quality"]
+    assert errors.mean().item() == pytest.approx(quality["mse"], rel=1e-4)
+    unit = errors / normalise(every)[2][:, 0] ** 2
+    assert row["nmse"] == pytest.approx((unit.sum() / held_out.variance.sum()).item(), rel=1e-4)

@@ -54,7 +54,9 @@ def write(
         facts: goes into the manifest as it is (corpus hash and the like).
 
     Returns:
-        The manifest.
+        The manifest. Its `mean` is that of the activations as stored; `raw_variance` is the mean
+        ||x - mean||^2 of the language model's own, which errors published in that space are to be
+        divided by.
 
     Raises:
         UserError: the split has too few contexts.
@@ -74,10 +76,13 @@ def write(
         part.mkdir()
         names = [f"shard-{i:05d}.safetensors" for i in range(-(-rows // shard_tokens))]
         raw = [part / f"{name}.raw" for name in names]
-        total = torch.zeros(language_model.d_model, dtype=torch.float64)
+        total, raw_total = torch.zeros(2, language_model.d_model, dtype=torch.float64)
+        raw_squares = 0.0
         position = 0
-        for x in _activations(contexts[:wanted], language_model, first):
+        for original, x in _activations(contexts[:wanted], language_model, first):
             total += x.sum(0, dtype=torch.float64)
+            raw_total += original.sum(0, dtype=torch.float64)
+            raw_squares += original.square().sum(dtype=torch.float64).item()
             targets = shard_of_row[position : position + len(x)]
             position += len(x)
             for shard in np.unique(targets):
@@ -102,6 +107,7 @@ def write(
             "seed": seed,
             **facts,
             "mean": (total / rows).tolist(),
+            "raw_variance": raw_squares / rows - (raw_total / rows).square().sum().item(),
             "shards": shards,
         }
         write_json(part / MANIFEST, manifest)
@@ -110,14 +116,15 @@ def write(
 
 def _activations(
     contexts: np.ndarray, language_model: LanguageModel, first: int
-) -> Iterator[Tensor]:
-    """Preprocessed activations `[rows, d]` pass by pass, in the order of the contexts."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Raw and preprocessed activations, each `[rows, d]`, in the order of the contexts."""
     batch = max(1, PASS_TOKENS // contexts.shape[1])
     started = reported = time.perf_counter()
     for start in range(0, len(contexts), batch):
         tokens = torch.from_numpy(contexts[start : start + batch])
-        x = normalise(language_model.residual(tokens)[:, first:])[0]
-        yield x.reshape(-1, x.shape[-1]).float().cpu()
+        original = language_model.residual(tokens)[:, first:]
+        x = normalise(original)[0]
+        yield original.flatten(0, 1).float().cpu(), x.flatten(0, 1).float().cpu()
         done, now = start + len(tokens), time.perf_counter()
         if now - reported > PROGRESS_SECONDS or done == len(contexts):
             reported, elapsed = now, now - started
@@ -139,18 +146,19 @@ class ActivationStore:
         mean: their mean `[d]`.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        """Open a store.
+    def __init__(self, directory: str | Path, device: str | torch.device = "cpu") -> None:
+        """Open a store whose activations are given on `device`.
 
         Raises:
             UserError: the manifest is missing or is not one.
         """
         self.directory = Path(directory)
+        self.device = torch.device(device)
         self.manifest = read_json(self.directory / MANIFEST)
         try:
             self.d: int = self.manifest["d"]
             self.tokens: int = self.manifest["tokens"]
-            self.mean = torch.tensor(self.manifest["mean"])
+            self.mean = torch.tensor(self.manifest["mean"], device=device)
             self._shards = [(s["file"], s["rows"], s["sha256"]) for s in self.manifest["shards"]]
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -194,7 +202,7 @@ class ActivationStore:
     def _epoch(self, order: np.random.Generator, piece: int) -> Iterator[Tensor]:
         for index in order.permutation(len(self._shards)):
             shard = self._shard(index)
-            rows = torch.from_numpy(order.permutation(len(shard)))
+            rows = torch.from_numpy(order.permutation(len(shard))).to(self.device)
             for start in range(0, len(rows), piece):
                 yield shard[rows[start : start + piece]]
 
@@ -214,4 +222,4 @@ class ActivationStore:
                 f"{path}: shape {tuple(shard.shape)}; expected ({rows}, {self.d}); {REBUILD}"
             )
         self._checked.add(index)
-        return shard
+        return shard.to(self.device)

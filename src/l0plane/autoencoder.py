@@ -1,15 +1,15 @@
 """A trained autoencoder: parameters, encode, decode, and its directory on disk.
 
 On disk it is a SAELens directory (`cfg.json`, `sae_weights.safetensors`), so that it opens in the
-tool that users have and theirs can be measured here. In memory it works on activations of unit
-norm (`l0plane.preprocessing`), which SAELens calls `layer_norm` up to the constant sqrt(d - 1);
-saving folds that constant into the weights and loading takes it out again.
+tool that users have and theirs can be measured here. In memory one that was trained here works on
+activations of unit norm (`l0plane.preprocessing`), which SAELens calls `layer_norm` up to the
+constant sqrt(d - 1); saving folds that constant into the weights and loading takes it out again.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from l0plane import kernels
 from l0plane.code import Code
 from l0plane.files import UserError, read_json, replacing, write_json
+from l0plane.preprocessing import Normalisation
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -63,9 +64,10 @@ ActivationFunction = ReLU | TopK | JumpReLU | Gated
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Parameters of one autoencoder, on activations of unit norm.
+    """Parameters of one autoencoder.
 
-    Pre-activations are `a = encoder (x - pre_bias)`, values `v = a + encoder_bias`.
+    Pre-activations are `a = encoder (x - pre_bias)`, values `v = a + encoder_bias`, with x
+    normalised as `normalisation` says.
     """
 
     encoder: Tensor
@@ -77,6 +79,21 @@ class Autoencoder:
     encoder_bias: Tensor
     """`[n]`; zero for a gated autoencoder, whose biases are in its activation function."""
     activation_function: ActivationFunction
+    normalisation: Any = "unit_norm"
+    """The space of `x`, a `Normalisation`; anything but unit norm was trained elsewhere."""
+
+    def to(self, device: torch.device) -> Autoencoder:
+        """The same autoencoder on another device."""
+        function = self.activation_function
+        tensors = {k: v.to(device) for k, v in vars(function).items() if isinstance(v, Tensor)}
+        return Autoencoder(
+            self.encoder.to(device),
+            self.decoder.to(device),
+            self.pre_bias.to(device),
+            self.encoder_bias.to(device),
+            replace(function, **tensors),  # type: ignore[arg-type]  # none for ReLU, TopK
+            self.normalisation,
+        )
 
     @property
     def n(self) -> int:
@@ -131,7 +148,7 @@ class Autoencoder:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        root = math.sqrt(self.d - 1)
+        root = _length(self.normalisation, self.d)
         weights = {
             "W_enc": self.encoder.T / root,
             "W_dec": self.decoder * root,
@@ -144,7 +161,7 @@ class Autoencoder:
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,
-            "normalize_activations": "layer_norm",
+            "normalize_activations": _SAELENS_NAMES[self.normalisation],
             "reshape_activations": "none",
             "metadata": {
                 "model_name": provenance.get("model"),
@@ -181,20 +198,46 @@ class Autoencoder:
         directory = Path(directory)
         config = read_json(directory / CONFIG_FILE)
         path = directory / WEIGHTS_FILE
-        try:
-            weights = load_file(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-        return _from_saelens(config, weights, directory)
+        return from_saelens(config, read_safetensors(path), directory)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError where it is missing or not whole."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def checked_tensors(
+    weights: dict[str, Any], shapes: dict[str, tuple[int, ...]], path: Path, kind: str
+) -> dict[str, Tensor]:
+    """The tensors named in `shapes`, in float32.
+
+    Raises:
+        UserError: one that `kind` of autoencoder needs is missing in the file `path`, has another
+            shape or a value that is not finite.
+    """
+    found = {}
+    for name, shape in shapes.items():
+        where, tensor = f"{path}: tensor {name}", weights.get(name)
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{where} is missing; a {kind} autoencoder needs it")
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"{where} has shape {tuple(tensor.shape)}; expected {shape}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{where} holds values that are not finite")
+        found[name] = tensor.detach().float()
+    return found
 
 
 def _cut(code: Code, function: TopK | JumpReLU) -> Code:
     """Apply a test-time activation function to a code whose values are positive."""
     if isinstance(function, JumpReLU):
         return code.keep(code.values > torch.as_tensor(function.threshold).clamp(min=0.0))
-    return code.keep(code.top_k_mask(function.k))
+    return code.keep(kernels.top_k_mask(code, function.k))
 
 
 #: Tensors of each architecture beside W_enc, W_dec and b_dec; all are `[n]`.
@@ -205,57 +248,88 @@ _VECTORS = {
     "gated": ("b_gate", "b_mag", "r_mag"),
 }
 
+#: What SAELens calls each normalisation.
+_SAELENS_NAMES: dict[Normalisation, str] = {
+    "unit_norm": "layer_norm",
+    "none": "none",
+    "constant_norm": "constant_norm_rescale",
+}
+#: The reverse; training with expected_average_only_in leaves its factor in the weights.
+_NORMALISATIONS = {name: normalisation for normalisation, name in _SAELENS_NAMES.items()} | {
+    "expected_average_only_in": "none"
+}
 
-def _from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Autoencoder:
+
+def _length(normalisation: Normalisation, d: int) -> float:
+    """How long an activation is to SAELens where it is 1 here."""
+    return math.sqrt(d - 1) if normalisation == "unit_norm" else 1.0
+
+
+def from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Autoencoder:
+    """An autoencoder from the `config` and `weights` of a SAELens directory; errors as `load`."""
     file = directory / CONFIG_FILE
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    if architecture not in _VECTORS:
-        raise UserError(
-            f"{file}: architecture is {architecture!r}; expected one of {', '.join(_VECTORS)}"
-        )
+    config = _of_today(config) if isinstance(config, dict) else {}
+    architecture = config.get("architecture")
     expected = {
-        "normalize_activations": "layer_norm",
-        "rescale_acts_by_decoder_norm": False,
-        "reshape_activations": "none",
+        "architecture": [*_VECTORS],
+        "normalize_activations": [*_NORMALISATIONS],
+        "reshape_activations": ["none"],
     }
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{file}: {key} is {config[key]!r}; expected {value!r}")
-    n, d = _positive(config, "d_sae", file), _positive(config, "d_in", file)
-    shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+    for key, names in expected.items():
+        if config.get(key) not in names:
+            raise UserError(
+                f"{file}: {key} is {config.get(key)!r}; expected one of {', '.join(names)}"
+            )
+    n, d = positive(config, "d_sae", file), positive(config, "d_in", file)
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
     shapes |= dict.fromkeys(_VECTORS[architecture], (n,))
-    for name, shape in shapes.items():
-        where = f"{directory / WEIGHTS_FILE}: tensor {name}"
-        if name not in weights:
-            raise UserError(f"{where} is missing; a {architecture} autoencoder needs it")
-        if tuple(weights[name].shape) != shape:
-            raise UserError(f"{where} has shape {tuple(weights[name].shape)}; expected {shape}")
-        if not torch.isfinite(weights[name]).all():
-            raise UserError(f"{where} holds values that are not finite")
-        weights[name] = weights[name].float()
-    root = math.sqrt(d - 1)
-    pre_bias = weights["b_dec"] / root
-    encoder = (weights["W_enc"].T * root).contiguous()
+    tensors = checked_tensors(weights, shapes, directory / WEIGHTS_FILE, architecture)
+    if (weights.get("scaling_factor", torch.ones(1)) != 1).any():
+        raise UserError(f"{directory / WEIGHTS_FILE}: fine-tuned with scaling_factor; not known")
+    normalisation = _NORMALISATIONS[config["normalize_activations"]]
+    length = _length(normalisation, d)
+    pre_bias = tensors["b_dec"] / length
+    encoder = (tensors["W_enc"].T * length).contiguous()
+    decoder = tensors["W_dec"] / length
     # With apply_b_dec_to_input off their pre-activation is W x; ours is W (x - b_pre), so the
     # difference goes into the biases.
     shift = torch.zeros(n) if config.get("apply_b_dec_to_input", True) else encoder @ pre_bias
-    bias = weights.get("b_enc", -shift) + shift
+    bias = tensors.get("b_enc", -shift) + shift
     function: ActivationFunction
     match architecture:
         case "topk":
-            function = TopK(min(n, _positive(config, "k", file)))
+            function = TopK(min(n, positive(config, "k", file)))
+            if config.get("rescale_acts_by_decoder_norm", False):
+                norm = tensors["W_dec"].norm(dim=1)
+                encoder, bias, decoder = (
+                    encoder * norm[:, None],
+                    bias * norm,
+                    decoder / norm[:, None],
+                )
         case "jumprelu":
-            function = JumpReLU(weights["threshold"])
+            function = JumpReLU(tensors["threshold"])
         case "gated":
-            log_scale = weights["r_mag"]
-            magnitude_bias = weights["b_mag"] + log_scale.exp() * shift
-            function = Gated(weights["b_gate"] + shift, magnitude_bias, log_scale)
+            log_scale = tensors["r_mag"]
+            magnitude_bias = tensors["b_mag"] + log_scale.exp() * shift
+            function = Gated(tensors["b_gate"] + shift, magnitude_bias, log_scale)
         case _:
             function = ReLU()
-    return Autoencoder(encoder, weights["W_dec"] / root, pre_bias, bias, function)
+    return Autoencoder(encoder, decoder, pre_bias, bias, function, normalisation)
 
 
-def _positive(config: dict[str, Any], key: str, file: Path) -> int:
+def _of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A SAELens configuration with its defaults, also one from before version 6."""
+    function = config.get("activation_fn", config.get("activation_fn_str"))
+    config = {"reshape_activations": "none", **config}
+    config["normalize_activations"] = config.get("normalize_activations") or "none"
+    if function == "topk":
+        k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
+        return config | {"architecture": "topk", "k": k}
+    return {"architecture": "standard", **config} if function == "relu" else config
+
+
+def positive(config: dict[str, Any], key: str, file: Path) -> int:
+    """The positive whole number `config[key]`; UserError naming `file` where it is none."""
     value = config.get(key)
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{file}: {key} is {value!r}; expected a positive whole number")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -33,6 +32,8 @@ class Code:
     """float `[nnz]`: its value."""
     n: int
     """How many latents there are."""
+    _by_latent: list[ByLatent] = field(default_factory=list, repr=False, compare=False)
+    """Empty until somebody asks; codes that differ in values only share the list."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,36 +51,26 @@ class Code:
         rows = torch.arange(self.shape[0], device=self.indptr.device)
         return rows.repeat_interleave(self.l0, output_size=len(self.indices))
 
-    @cached_property
+    @property
     def by_latent(self) -> ByLatent:
-        """The transposed structure, computed once for all products that need it."""
-        from l0plane import kernels
+        """The transposed structure, computed once for all codes of the same active set."""
+        if not self._by_latent:
+            from l0plane import kernels
 
-        return kernels.transpose(self)
+            self._by_latent.append(kernels.transpose(self))
+        return self._by_latent[0]
 
     def with_values(self, values: Tensor) -> Code:
         """The same active set with other values `[nnz]`; shares the transposed structure."""
-        code = replace(self, values=values)
-        if "by_latent" in self.__dict__:
-            code.__dict__["by_latent"] = self.by_latent
-        return code
+        return replace(self, values=values)
 
     def keep(self, mask: Tensor) -> Code:
         """Only the triples where `mask`, bool `[nnz]`, is true."""
-        kept = torch.zeros(len(mask) + 1, dtype=torch.int32, device=mask.device)
-        torch.cumsum(mask, 0, dtype=torch.int32, out=kept[1:])
-        return Code(kept[self.indptr.long()], self.indices[mask], self.values[mask], self.n)
+        from l0plane import kernels
 
-    def top_k_mask(self, k: int) -> Tensor:
-        """bool `[nnz]`: which triples are among the `k` largest of their row; exactly `k`."""
-        widest = int(self.l0.max()) if len(self.indptr) > 1 else 0
-        if widest <= k:
-            return torch.ones_like(self.indices, dtype=torch.bool)
-        filled = torch.arange(widest, device=self.indptr.device) < self.l0[:, None]
-        padded = self.values.new_full(filled.shape, -torch.inf)
-        padded[filled] = self.values.detach()
-        chosen = torch.zeros_like(filled).scatter_(1, padded.topk(k, dim=1).indices, True)
-        return chosen[filled]
+        indptr, places = kernels.places(self, mask)
+        indices, values = (t.index_select(0, places) for t in (self.indices, self.values))
+        return Code(indptr, indices, values, self.n)
 
     def to_dense(self) -> Tensor:
         """The code as a matrix `[rows, n]`."""

@@ -19,15 +19,18 @@ from typing import Any
 import jsonschema
 import yaml
 
-from l0plane.files import UserError
+from l0plane.files import UserError, read_json
+from l0plane.formats import HUB, local_files
 
 Config = dict[str, Any]
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
 
-#: `tuning.table`: no earlier tuning; this run does its own.
+#: `tuning.table`, `lambdas`: no earlier table; this run makes its own.
 MEASURE = "measure"
+#: `lambdas`: no search; lambda is steered in each training.
+STEER = "steer"
 #: Keys of the section `corpus` that only one source reads; the first of each source it must have.
 _CORPUS_KEYS = {
     "docstrings": ("packages", "expected_sha256"),
@@ -97,13 +100,33 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
     _validate(config, schema, "")
     config["corpus"] = _check_corpus(config["corpus"])
     config["methods"] = _expand_methods(config["methods"], methods, "methods")
+    external = config["external"]
     for section in ("refinement", "progressive", "tuning"):
-        asked = _expand_methods(config[section]["methods"], methods, f"{section}.methods")
-        config[section]["methods"] = [name for name in config["methods"] if name in asked]
+        known = methods if section == "tuning" else methods | external
+        asked = _expand_methods(config[section]["methods"], known, f"{section}.methods")
+        measured = [*config["methods"], *external]
+        config[section]["methods"] = [name for name in measured if name in asked]
     _check_levels(config)
     _check_hyperparameters(config["hyperparameters"], methods)
     _check_language_model(config, repository)
-    _check_tuning_table(config["tuning"], repository)
+    _check_external(config, methods)
+    if config["tuning"]["table"] != MEASURE:
+        table = config["tuning"]["table"]
+        config["tuning"]["table"] = _find(
+            "tuning.table", table, f"{MEASURE}, or an earlier run's tuning.csv", repository
+        )
+    if config["lambdas"] not in (MEASURE, STEER):
+        table = config["lambdas"]
+        config["lambdas"] = _find(
+            "lambdas",
+            table,
+            f"{MEASURE}, {STEER}, or an earlier run's lambdas.csv",
+            repository,
+        )
+    if config["published"] is not None:
+        config["published"] = _find(
+            "published", config["published"], "null, or the path of a table", repository
+        )
     return config
 
 
@@ -134,9 +157,14 @@ def hyperparameters(config: Config, method: str, facts: Config) -> dict[str, flo
     return {**facts["hyperparameters"], **config["hyperparameters"].get(method, {})}
 
 
+def penalised(facts: Config) -> bool:
+    """Whether a method reaches its L0 by a penalty's lambda; one that derives from it does not."""
+    return facts["knob"] == "lambda" and "derived_from" not in facts
+
+
 def tunable(facts: Config) -> bool:
-    """Whether `tune` can vary a method: it has a learning rate and stands on its own."""
-    return "learning_rate" in facts["hyperparameters"] and "derived_from" not in facts
+    """Whether `tune` can vary a method: it has a learning rate."""
+    return "learning_rate" in facts["hyperparameters"]
 
 
 def candidates(config: Config, facts: Config) -> dict[str, dict[str, float]]:
@@ -244,6 +272,43 @@ def _check_levels(config: Config) -> None:
     )
 
 
+def _check_external(config: Config, methods: dict[str, Config]) -> None:
+    """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
+    width = _residual_width(config)
+    for name, entry in config["external"].items():
+        key = f"external.{name}"
+        if name in methods:
+            raise UserError(f"{key}: there is a method of that name; choose another")
+        for path in entry["paths"]:
+            if path.startswith(HUB) and path.count("/") < 1:
+                raise UserError(f"{key}: {path!r}; expected {HUB}<owner>/<name>/<folder>")
+        for file in local_files(entry):
+            if not Path(file).is_file():
+                raise UserError(f"{key}: no file {file}; format {entry['format']} needs it")
+            if not file.endswith(".json"):
+                continue
+            facts = read_json(file)
+            facts = {**facts, **(facts.get("trainer") or {})} if isinstance(facts, dict) else {}
+            d = facts.get("d_in", facts.get("activation_dim", width))
+            if width is not None and d != width:
+                raise UserError(
+                    f"{key}: {file} is for activations of width {d}; "
+                    f"those at {config['language_model']['hook']} have {width}"
+                )
+
+
+def _residual_width(config: Config) -> int | None:
+    """The width of the activations where a file says it and the hook is in the residual stream."""
+    model = config["language_model"]
+    if "resid" not in model["hook"]:
+        return None
+    if model["path"] == TRAINED:
+        return config["language_model_training"]["width"]
+    file = Path(model["path"], "config.json")
+    facts = read_json(file) if file.exists() else {}
+    return facts.get("n_embd", facts.get("hidden_size"))
+
+
 def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:
     if value > limit:
         raise UserError(f"{key}: {value} is too large; expected at most {limit_key}, {limit}")
@@ -300,18 +365,12 @@ def _check_language_model(config: Config, repository: Path) -> None:
     _check_hook(model, layers, positions)
 
 
-def _check_tuning_table(tuning: Config, repository: Path) -> None:
-    """Find the table of an earlier tuning: in the working directory, then in the repository."""
-    if tuning["table"] == MEASURE:
-        return
-    places = [Path(tuning["table"]), repository / tuning["table"]]
-    found = next((str(place) for place in places if place.is_file()), None)
-    if found is None:
-        raise UserError(
-            f"tuning.table: no file {tuning['table']}; expected {MEASURE}, or the tuning.csv of an "
-            "earlier tuning"
-        )
-    tuning["table"] = found
+def _find(key: str, path: str, expected: str, repository: Path) -> str:
+    """Find a table: in the working directory, then in the repository."""
+    for place in (Path(path), repository / path):
+        if place.is_file():
+            return str(place)
+    raise UserError(f"{key}: no file {path}; expected {expected}")
 
 
 def _folder_exists(directory: Path, repository: Path) -> bool:

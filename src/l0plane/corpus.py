@@ -2,7 +2,9 @@
 
 A document is one module's docstrings, one line of a `.jsonl` file, one row of a table, one text
 file. Whole documents are assigned to train, validation or test by a hash of their text, so that
-no document stands in two splits and adding documents does not move the others.
+no document stands in two splits and adding documents does not move the others. Documents share
+paragraphs too: one that stands in train is taken out of validation and test, and one that stands
+in validation out of test, so that nothing is evaluated on what was trained on.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,12 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l0plane.files import UserError, replacing, write_json
+from l0plane.hub import how_to_bring
 
 SPLITS = ("train", "validation", "test")
 #: Docstrings shorter than this say little and repeat much ("Returns the value.").
 MIN_DOCSTRING_CHARS = 80
 #: A single document longer than this is cut into documents of this length at most.
 MAX_DOCUMENT_CHARS = 1_000_000
+#: A paragraph shorter than this may stand in two splits ("Parameters", "See the notes below.").
+MIN_PARAGRAPH_CHARS = 60
+#: Paragraphs end at blank lines. A line too long to be a wrapped one is a paragraph of its own.
+PARAGRAPH_BREAK = re.compile(r"\n\s*\n|\n(?=[^\n]{200})|(?<=[^\n]{200})\n")
 
 
 @dataclass(frozen=True)
@@ -199,11 +207,10 @@ def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
                     f"corpus.column: {name} has no text column {column!r}; it has {sorted(row)}"
                 )
             yield Document(f"{name}:{number}", row[column])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"corpus.dataset: cannot read {name!r} ({error}). Without a network, download the "
-            "data set elsewhere, copy its directory here and give its path in corpus.dataset"
-        ) from None
+    # A RuntimeError is a loading script, which is not run.
+    except (OSError, ValueError, RuntimeError) as error:
+        remedy = "" if Path(name).is_dir() else f".\n{how_to_bring(name, 'dataset')}"
+        raise UserError(f"corpus.dataset: cannot read {name!r} ({error}){remedy}") from None
 
 
 # --- splitting and storing
@@ -217,16 +224,66 @@ def split_of(text: str, validation: float, test: float) -> str:
     return "validation" if position < test + validation else "train"
 
 
-def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str | Path) -> None:
-    """Read the documents, drop exact duplicates, assign splits, and write both files.
+def paragraph_key(paragraph: str) -> bytes | None:
+    """Eight bytes that name the paragraph's words; None if it is below `MIN_PARAGRAPH_CHARS`.
 
-    Writes a Parquet file with columns `source`, `split`, `text`, and a manifest with the counts,
-    the package versions and the SHA-256 of all (split, text) pairs in order.
+    Paragraphs that differ in white space only have one key.
+    """
+    normalised = " ".join(paragraph.split())
+    if len(normalised) < MIN_PARAGRAPH_CHARS:
+        return None
+    return hashlib.blake2b(normalised.encode(), digest_size=8).digest()
+
+
+def without_shared_paragraphs(splits: list[str], texts: list[str]) -> list[str]:
+    """The texts, each without the paragraphs that stand in an earlier split than its own.
+
+    The order of splits is that of `SPLITS`, so train texts come back as they are, and so does any
+    text that shares nothing. What is left of the others is joined by blank lines, and may be empty.
+    Only keys of held-out paragraphs are kept in memory, however large the train split is.
+    """
+    held_out = {
+        key
+        for split, text in zip(splits, texts, strict=True)
+        if split != "train"
+        for key in map(paragraph_key, PARAGRAPH_BREAK.split(text))
+        if key is not None
+    }
+    kept_texts = list(texts)
+    earlier: set[bytes | None] = set()
+    for current in SPLITS:
+        here: set[bytes | None] = set()
+        for number, text in enumerate(texts):
+            if splits[number] != current:
+                continue
+            paragraphs = PARAGRAPH_BREAK.split(text)
+            keys = [paragraph_key(paragraph) for paragraph in paragraphs]
+            here.update(held_out.intersection(keys))
+            if not earlier.isdisjoint(keys):
+                kept_texts[number] = "\n\n".join(
+                    paragraph
+                    for paragraph, key in zip(paragraphs, keys, strict=True)
+                    if key not in earlier
+                )
+        earlier |= here
+    return kept_texts
+
+
+def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str | Path) -> None:
+    """Read the documents, assign splits, drop what stands twice, and write both files.
+
+    Dropped are exact duplicates of documents, and from held-out documents the paragraphs that
+    `without_shared_paragraphs` finds. Writes a Parquet file with columns `source`, `split`, `text`,
+    and a manifest with the counts, the package versions and the SHA-256 of all (split, text) pairs
+    in order.
+
+    Raises:
+        UserError: a split is left without text, or a document cannot be read.
     """
     seen: set[bytes] = set()
-    rows: dict[str, list[str]] = {"source": [], "split": [], "text": []}
-    digest = hashlib.sha256()
-    characters = dict.fromkeys(SPLITS, 0)
+    sources: list[str] = []
+    splits: list[str] = []
+    texts: list[str] = []
     duplicates = 0
     for document in read_documents(spec):
         # By the whole document, so that its pieces stay together.
@@ -240,15 +297,34 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
                 duplicates += 1
                 continue
             seen.add(key)
-            digest.update(split.encode() + key)
-            characters[split] += len(text)
-            for name, value in zip(rows, (document.source, split, text), strict=True):
-                rows[name].append(value)
+            sources.append(document.source)
+            splits.append(split)
+            texts.append(text)
+    rows: dict[str, list[str]] = {"source": [], "split": [], "text": []}
+    digest = hashlib.sha256()
+    characters = dict.fromkeys(SPLITS, 0)
+    removed = dict.fromkeys(SPLITS[1:], 0)
+    kept_texts = without_shared_paragraphs(splits, texts)
+    for source, split, text, kept in zip(sources, splits, texts, kept_texts, strict=True):
+        key = hashlib.sha256(kept.encode()).digest()
+        if kept != text:
+            removed[split] += len(text) - len(kept)
+            if not kept.strip():
+                continue
+            if key in seen:  # as what is left of another document
+                duplicates += 1
+                continue
+            seen.add(key)
+        digest.update(split.encode() + key)
+        characters[split] += len(kept)
+        for name, value in zip(rows, (source, split, kept), strict=True):
+            rows[name].append(value)
     empty = [split for split in SPLITS if not characters[split]]
     if empty:
         raise UserError(
-            f"corpus: no document fell into {', '.join(empty)}: {len(seen)} distinct documents "
-            "are too few to split; give more, or shorter, documents"
+            f"corpus: no document fell into {', '.join(empty)}: {len(texts)} distinct documents, "
+            "less the paragraphs that they share, are too few to split; "
+            "give more, or shorter, documents"
         )
     with replacing(documents_path) as part:
         pq.write_table(pa.table(rows), part, compression="zstd")
@@ -260,6 +336,7 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
             "documents": {s: rows["split"].count(s) for s in SPLITS},
             "characters": characters,
             "duplicates_removed": duplicates,
+            "shared_characters_removed": removed,
             "packages": {
                 package: importlib.metadata.version(package)
                 for package in sorted(spec.get("packages", []), key=str.lower)

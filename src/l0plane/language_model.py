@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from l0plane.files import UserError, sha256
+from l0plane.hub import how_to_bring
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: How far the shorter pass of `log_probabilities` may lie from the whole one, in logits.
@@ -39,7 +40,7 @@ class LanguageModel:
         device: where it runs.
     """
 
-    def __init__(self, bridge: Any, hook: str, directory: Path, device: str) -> None:
+    def __init__(self, bridge: Any, hook: str, directory: Path, device: str | torch.device) -> None:
         """Use `load`."""
         self._bridge = bridge
         self._directory = directory
@@ -59,7 +60,9 @@ class LanguageModel:
         self._skipped_blocks = self._blocks_to_skip(probe, residual)
 
     @classmethod
-    def load(cls, name_or_directory: str | Path, hook: str, device: str = "cpu") -> LanguageModel:
+    def load(
+        cls, name_or_directory: str | Path, hook: str, device: str | torch.device = "cpu"
+    ) -> LanguageModel:
         """Load a model from a directory in Hugging Face layout, or by its name on the hub.
 
         Raises:
@@ -72,7 +75,7 @@ class LanguageModel:
 
         logging.disable_progress_bar()
         try:
-            bridge = TransformerBridge.boot_transformers(str(directory), device=device)
+            bridge = TransformerBridge.boot_transformers(str(directory), device=str(device))
         except LOADING_ERRORS as error:
             raise UserError(
                 f"language_model.path: cannot load {name_or_directory}: {_first_line(error)}"
@@ -221,8 +224,7 @@ def _fetch(name: str) -> Path:
     except Exception as error:
         raise UserError(
             f"language_model.path: {name} is not a directory and cannot be had from the Hugging "
-            f"Face hub ({_first_line(error)}).\nDownload its config.json, model.safetensors and "
-            "tokenizer files, put them in one directory and name that directory here."
+            f"Face hub ({_first_line(error)}).\n{how_to_bring(name, 'model')}"
         ) from None
 
 

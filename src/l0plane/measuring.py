@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 from l0plane import __version__
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import PROVENANCE_FILE, Autoencoder
-from l0plane.files import UserError, read_json
+from l0plane.autoencoder import PROVENANCE_FILE, WEIGHTS_FILE, Autoencoder
+from l0plane.files import UserError, read_json, sha256
+
+#: `source` of an autoencoder that a rule of the run made.
+THIS_RUN = "this run"
 
 
 class Subject(NamedTuple):
@@ -24,6 +27,8 @@ class Subject(NamedTuple):
     """Last columns: training_tokens, learning_rate, corpus_sha256, model_sha256, version."""
     facts: dict[str, Any]
     """All that its provenance.json says; empty where there is none."""
+    origin: dict[str, str]
+    """Which one it is: source, weights_sha256."""
 
 
 def training_provenance(
@@ -75,16 +80,7 @@ def subjects(
     """
     for path, (n, l0, seed) in zip(paths, levels, strict=True):
         directory = Path(path).parent
-        provenance_file = directory / PROVENANCE_FILE
-        facts = read_json(provenance_file) if provenance_file.exists() else {}
         keys = {"run": run, "method": method, "n": n, "l0_target": l0, "seed": seed}
-        provenance = {
-            "training_tokens": facts.get("training_tokens", math.nan),
-            "learning_rate": facts.get("learning_rate", math.nan),
-            "corpus_sha256": corpus_sha256,
-            "model_sha256": model_sha256,
-            "version": __version__,
-        }
         print(f"{method}: {directory.name}", flush=True)
         autoencoder = Autoencoder.load(directory)
         if (autoencoder.n, autoencoder.d) != (n, d):
@@ -92,4 +88,27 @@ def subjects(
                 f"{path}: d_sae is {autoencoder.n} and d_in is {autoencoder.d}; "
                 f"expected {n} and {d}"
             )
-        yield Subject(autoencoder, directory, keys, provenance, facts)
+        weights = directory / WEIGHTS_FILE
+        yield subject(autoencoder, weights, keys, THIS_RUN, corpus_sha256, model_sha256)
+
+
+def subject(
+    autoencoder: Autoencoder,
+    weights: Path,
+    keys: dict[str, Any],
+    source: str,
+    corpus_sha256: str,
+    model_sha256: str,
+) -> Subject:
+    """An autoencoder with what its rows say of it; `weights` is the file that it was read from."""
+    provenance_file = weights.parent / PROVENANCE_FILE
+    facts = read_json(provenance_file) if provenance_file.exists() else {}
+    provenance = {
+        "training_tokens": facts.get("training_tokens", math.nan),
+        "learning_rate": facts.get("learning_rate", math.nan),
+        "corpus_sha256": corpus_sha256,
+        "model_sha256": model_sha256,
+        "version": __version__,
+    }
+    origin = {"source": source, "weights_sha256": sha256(weights)}
+    return Subject(autoencoder, weights.parent, keys, provenance, facts, origin)

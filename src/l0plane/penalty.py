@@ -1,13 +1,22 @@
-"""Steering a penalty's factor lambda so that a method reaches the L0 asked for.
+"""The course of a penalty's factor lambda over a training: constant, or steered to an L0.
 
-A sweep over lambda gives each method other values of L0, and comparing at equal L0 then needs
-interpolation. Here lambda follows the L0 of the batches instead: it rises while L0 comes down to
-the L0 asked for, and settles there.
+Steered, lambda follows the L0 of the batches: it rises while L0 comes down to the L0 asked for, and
+settles there. One training reaches that L0, but its history of lambda is not that of the papers;
+`tuning.search_lambda` starts from it and finds the constant lambda that gives the same L0.
 """
 
 from __future__ import annotations
 
 import math
+
+#: Share of the training over which a constant lambda rises linearly from zero: at full strength
+#: from the first step, before the encoder has learned anything, it kills latents for good.
+WARM_UP = 0.1
+
+
+def warm_up(step: int, steps: int) -> float:
+    """What a constant lambda is multiplied by in a step (of `steps`, counted from 0)."""
+    return min(1.0, (step + 1) / (WARM_UP * steps))
 
 
 class PenaltyController:

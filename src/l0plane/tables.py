@@ -82,7 +82,7 @@ def write(table: pd.DataFrame, stem: str | Path) -> list[Path]:
     The readable ones leave out ids and provenance, round to three digits, and set the lowest of
     each nMSE and delta CE column of a summary in bold.
     """
-    hidden = {"run", "method", *_PROVENANCE}
+    hidden = {"run", "method", "source", "weights_sha256", *_PROVENANCE}
     shown = table[[c for c in table if c not in hidden and not c.endswith("_se")]]
     cells = {c: _cells(shown[c], bold="_at_" in c) for c in shown}
     headings = [_heading(c) for c in shown]

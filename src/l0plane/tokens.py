@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from l0plane.files import UserError, replacing
+from l0plane.hub import how_to_bring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,10 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_directory))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        is_name = not Path(name_or_directory).is_dir()
+        remedy = f".\n{how_to_bring(str(name_or_directory), 'model')}" if is_name else ""
         raise UserError(
-            f"language_model.path: no tokenizer at {name_or_directory} ({reason})"
+            f"language_model.path: no tokenizer at {name_or_directory} ({reason}){remedy}"
         ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"language_model.path: the tokenizer at {name_or_directory} has no eos")

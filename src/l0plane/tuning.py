@@ -1,18 +1,36 @@
-"""Tuning: each candidate is trained at one level, measured on validation, the best one chosen."""
+"""Tuning on validation activations: the lambda that gives an L0, and the best hyperparameters.
+
+A penalty method is compared at the L0 asked for, with its lambda constant from the first step as in
+the papers. Which lambda that is has to be searched for, by training.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
+from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder
+from l0plane.training import train
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
+#: The search for lambda ends when L0 is as close as this (relative), or after so many trainings.
+CLOSE = 0.03
+TRIALS = 4
+#: A steered training whose L0 is off by more than this factor says nothing about lambda.
+LOST = 1.25
+#: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise.
+ANSWER = (0.3, 3.0)
+#: Most that the search changes lambda by at once.
+FARTHEST = 10.0
 
 
 @torch.no_grad()
@@ -24,8 +42,9 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
         share of latents silent on all of them.
     """
     errors, l0 = [], 0
-    used = torch.zeros(autoencoder.n, dtype=torch.bool)
     x = store.sample(store.tokens)
+    autoencoder = autoencoder.to(x.device)
+    used = torch.zeros(autoencoder.n, dtype=torch.bool, device=x.device)
     for rows in x.split(4096):
         code = autoencoder.encode(rows)
         errors.append((rows - autoencoder.decode(code)).square().sum(1))
@@ -41,6 +60,122 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
         "l0": l0 / len(x),
         "dead_fraction": 1 - used.float().mean().item(),
     }
+
+
+# --- the lambda that gives an L0
+
+
+def search_lambda(
+    method: str,
+    store: ActivationStore,
+    validation: ActivationStore,
+    n: int,
+    l0: float,
+    settings: dict[str, Any],
+    hyperparameters: dict[str, Any],
+) -> pd.DataFrame:
+    """Train a penalty method with one constant lambda after another until its L0 is `l0`.
+
+    The first lambda comes from a training with a steered one; the next ones from the secant
+    of log L0 over log lambda, inside the bracket once there is one.
+
+    Args:
+        method: a key of `METHODS` whose loss has a penalty.
+        store: training activations.
+        validation: where L0 and error are measured.
+        n: how many latents.
+        l0: the L0 asked for.
+        settings: the configuration's `training` section.
+        hyperparameters: as for `train`, without `lambda`.
+
+    Returns:
+        One row per training: `lambda` and what `validate` measures, the closest to `l0` first.
+
+    Raises:
+        Diverged: as `train` does.
+    """
+    _, log, _ = train(method, store, n, l0, 0, settings, hyperparameters)
+    late = log.iloc[len(log) // 2 :]
+    factor = math.exp(np.log(late["lambda"]).mean())
+    if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
+        # It overshot, killed latents and let go of lambda: a low lambda would not bring them back.
+        factor = log["lambda"].max()
+    trials: list[dict[str, float]] = []
+    for _ in range(TRIALS):
+        fixed = {**hyperparameters, "lambda": factor}
+        autoencoder, _, _ = train(method, store, n, l0, 0, settings, fixed)
+        trials.append({"lambda": factor, **validate(autoencoder, validation)})
+        print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
+        if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE:
+            break
+        factor = next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
+    table = pd.DataFrame(trials)
+    distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
+    return table.iloc[np.argsort(distance)].reset_index(drop=True)
+
+
+def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
+    """The lambda to try next, from the (lambda, L0) tried so far.
+
+    Between the nearest too small and the nearest too large lambda, if there are both; else beyond
+    the last of them, by the answer that the two latest trials showed.
+    """
+    # How far off a collapsed L0 is says nothing.
+    points = [(math.log(factor), math.log(max(got / l0, 0.05))) for factor, got in trials]
+    above = [point for point in points if point[1] > 0]
+    below = [point for point in points if point[1] <= 0]
+    if above and below:
+        (low, high_error), (high, low_error) = max(above), min(below)
+        share = high_error / (high_error - low_error)
+        # A point close to one end halves the bracket slowly: the secant stays off the ends.
+        return math.exp(low + (high - low) * min(max(share, 0.1), 0.9))
+    answer = 1.0
+    if len(points) > 1:
+        (x0, y0), (x1, y1) = points[-2:]
+        answer = -(y1 - y0) / (x1 - x0)
+    x, y = max(points) if above else min(points)
+    step = y / min(max(answer, ANSWER[0]), ANSWER[1])
+    return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
+
+
+def error_at(trials: pd.DataFrame, l0: float) -> float:
+    """nMSE at exactly `l0`, log-log between the two trials nearest to it (`search_lambda`).
+
+    Not further than `L0_TOLERANCE` beyond the nearest: the error of that one itself then.
+    """
+    nearest = trials.iloc[0]
+    if len(trials) == 1 or abs(nearest["l0"] / l0 - 1) > L0_TOLERANCE:
+        return float(nearest["nmse"])
+    other = trials.iloc[1]
+    width = math.log(other["l0"] / nearest["l0"])
+    if width == 0:
+        return float(nearest["nmse"])
+    slope = math.log(other["nmse"] / nearest["nmse"]) / width
+    return float(nearest["nmse"] * (l0 / nearest["l0"]) ** slope)
+
+
+def read_lambda(
+    path: str | Path, wanted: dict[str, Any], settings: dict[str, Any], rate: float
+) -> float | None:
+    """The lambda that an earlier search found for one level, from its table.
+
+    Args:
+        path: of a lambdas.csv.
+        wanted: method, n, l0_target, corpus_sha256 and model_sha256.
+        settings: the configuration's `training` section.
+        rate: the learning rate.
+
+    Returns:
+        Nothing if no row is about this level, text, model and training: lambda would miss.
+    """
+    table = tidy.read(path)
+    wanted = {**wanted, "training_tokens": settings["tokens"]}
+    rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
+    return None if rows.empty else float(rows["lambda"].iloc[0])
+
+
+# --- the best hyperparameters
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from l0plane import config as l0config
 from l0plane.files import UserError
+from l0plane.formats import local_files
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -30,10 +31,13 @@ RESULTS = f"results/{config['run']}"
 FIGURES = f"figures/{config['run']}"
 LOGS = f"logs/{config['run']}"
 
-# The tables of a run: for each, its kind of file and the methods that have it.
+# What is measured, in figures a series each: the run's methods, and autoencoders trained elsewhere.
+SERIES = {method: METHODS[method] for method in config["methods"]} | config["external"]
+
+# The tables of a run: for each, its kind of file and the series that have it.
 TABLES = {
-    "autoencoders": ("csv", config["methods"]),
-    "contexts": ("parquet", config["methods"]),
+    "autoencoders": ("csv", list(SERIES)),
+    "contexts": ("parquet", list(SERIES)),
     "training": ("csv", config["methods"]),
     "refinement": ("csv", config["refinement"]["methods"]),
     "refinement_contexts": ("parquet", config["refinement"]["methods"]),
@@ -41,7 +45,8 @@ TABLES = {
     "curves": ("csv", config["progressive"]["methods"]),
     "curve_contexts": ("parquet", config["progressive"]["methods"]),
 }
-TABLES = {name: (suffix, methods) for name, (suffix, methods) in TABLES.items() if methods}
+ABSENT = {name for name, (_, methods) in TABLES.items() if not methods}
+TABLES = {name: facts for name, facts in TABLES.items() if name not in ABSENT}
 
 
 wildcard_constraints:
@@ -97,11 +102,21 @@ def training_params(method):
     }
 
 
+def lambda_table(method):
+    """Where a method's constant lambda is read; nothing if it has none or steers it."""
+    if not l0config.penalised(METHODS[method]) or config["lambdas"] == l0config.STEER:
+        return []
+    own = f"{RESULTS}/lambdas/{method}/n{{n}}-l{{l0}}.csv"
+    return own if config["lambdas"] == l0config.MEASURE else config["lambdas"]
+
+
 # --- measurements and tuning
 
 
-def trained(method):
-    """All autoencoders of a method that the run trains."""
+def autoencoders_of(method):
+    """The files of all autoencoders of a method, or of an entry of `external`."""
+    if method in config["external"]:
+        return {"elsewhere": local_files(config["external"][method])}
     return {
         name: [
             path.format(n=level.n, l0=level.l0, seed=level.seed)
@@ -121,18 +136,21 @@ def measurements(method):
 
 
 def measurement_params(method):
-    """What `scripts/evaluate.py` needs to know; levels are lists of n, asked L0 and seed."""
+    """What `scripts/evaluate.py` needs to know; levels are lists of n, asked L0 and seed, or all."""
 
     def plain(levels):
         return [[level.n, level.l0, level.seed] for level in levels]
 
     def asked_in(section):
-        chosen = method in config[section]["methods"]
-        return plain(l0config.panel_levels(config, section) if chosen else [])
+        if method not in config[section]["methods"]:
+            return []
+        return "all" if external else plain(l0config.panel_levels(config, section))
 
+    external = config["external"].get(method)
     return {
         "run": config["run"],
         "method": method,
+        "external": external,
         "levels": plain(l0config.levels(config)),
         "refined_levels": asked_in("refinement"),
         "progressive_levels": asked_in("progressive"),
@@ -160,7 +178,18 @@ def tuning_table():
 
 def figure_tables(names):
     """The files of the tables that a figure is drawn from."""
-    return {name: tuning_table() if name == "tuning" else f"{RESULTS}/{name}.csv" for name in names}
+    places = {name: f"{RESULTS}/{name}.csv" for name in names}
+    if "tuning" in names:
+        places["tuning"] = tuning_table()
+    if "published" in names:
+        places["published"] = config["published"]
+    return places
+
+
+def published_scale(figure):
+    """The store whose manifest turns published errors into normalised ones, where they are drawn."""
+    drawn = "published" in FIGURE_TABLES[figure]
+    return rules.activations.output.train if drawn else []
 
 
 def tuned_methods():
@@ -175,6 +204,24 @@ def tuning_candidates():
         for method in tuned_methods()
         for candidate in l0config.candidates(config, METHODS[method])
     ]
+
+
+def searched_lambdas():
+    """The tables of every lambda that the run's levels ask for."""
+    levels = sorted({(level.n, level.l0) for level in l0config.levels(config)})
+    return [
+        f"{RESULTS}/lambdas/{method}/n{n}-l{l0}.csv"
+        for method in config["methods"]
+        if l0config.penalised(METHODS[method])
+        for n, l0 in levels
+    ]
+
+
+def candidate_base(wildcards):
+    """The autoencoder that a candidate's method starts from, if it does."""
+    base = METHODS[wildcards.method].get("derived_from")
+    n, l0 = config["sparsity_panel"]["n"], config["tuning"]["l0"]
+    return [path.format(n=n, l0=l0, seed=0) for path in autoencoder(base).values()] if base else []
 
 
 def candidate_changes(wildcards):
@@ -204,11 +251,17 @@ FIGURE_TABLES = {
     "figure10": ("curves", "autoencoders", "methods"),
     "tuning": ("tuning", "methods"),
     "claims": ("claims",),
+    "timing": ("timing", "methods"),
 }
+if config["published"]:
+    for figure in ("figure2", "figure2a", "figure5", "figure5a"):
+        FIGURE_TABLES[figure] += ("published",)
 FIGURE_TABLES = {
     figure: tables
     for figure, tables in FIGURE_TABLES.items()
-    if all(table in {*TABLES, "methods", "tuning", "claims"} for table in tables)
+    if all(
+        table in {*TABLES, "methods", "tuning", "claims", "published", "timing"} for table in tables
+    )
 }
 
 
@@ -225,15 +278,22 @@ def claim_tables():
     return {**found, "tuning": tuning_table()}
 
 
-def everything():
-    """What `snakemake` without a target makes: figures, tables and claims."""
+def timed():
+    """What there has to be before the time of the run is added up: all but the figure of it."""
     return [
-        *(
-            f"{FIGURES}/{name}.{suffix}"
-            for name in FIGURE_TABLES
-            for suffix in ("png", "pdf", "svg")
-        ),
+        *(f"{FIGURES}/{name}.png" for name in FIGURE_TABLES if name != "timing"),
         *(f"{RESULTS}/tables/summary.{suffix}" for suffix in ("csv", "md", "tex")),
         f"{RESULTS}/claims.csv",
         f"{RESULTS}/run.json",
+        *([f"{RESULTS}/published_claims.csv"] if config["published"] else []),
+        *([f"{RESULTS}/lambdas.csv"] if config["lambdas"] == l0config.MEASURE else []),
+    ]
+
+
+def everything():
+    """What `snakemake` without a target makes: figures, tables and claims."""
+    return [
+        *timed(),
+        *(f"{FIGURES}/{name}.{suffix}" for name in FIGURE_TABLES for suffix in ("pdf", "svg")),
+        f"{FIGURES}/timing.png",
     ]

@@ -1,10 +1,10 @@
-for method in config["methods"]:
+for method in SERIES:
 
     rule:
         name:
             f"evaluate_{method}"
         input:
-            **trained(method),
+            **autoencoders_of(method),
             contexts=rules.contexts.output.test,
             manifest=rules.corpus.output.manifest,
             language_model=language_model_files(),
@@ -41,7 +41,7 @@ rule methods:
         mem_mb=500,
     params:
         run=config["run"],
-        methods={method: METHODS[method] for method in config["methods"]},
+        methods=SERIES,
     message:
         "Methods: labels, colours and citations"
     script:
@@ -66,7 +66,7 @@ rule collect:
         mem_mb=2000,
     params:
         config=config,
-        methods={method: METHODS[method] for method in config["methods"]},
+        methods=SERIES,
     message:
         "Collect the measurements of {params.config[run]} into tables"
     script:

@@ -13,10 +13,33 @@ rule claims:
     threads: 1
     resources:
         mem_mb=4000,
+    params:
+        external=list(config["external"]),
     message:
         "Claims: what this run says about each claim of the paper"
     script:
         "../scripts/claims.py"
+
+
+rule published_claims:
+    input:
+        table=config["published"] or [],
+    output:
+        table=report(f"{RESULTS}/published_claims.csv", category="Claims"),
+        page=f"{RESULTS}/published_claims.md",
+    log:
+        f"{LOGS}/published_claims.log",
+    benchmark:
+        f"{LOGS}/published_claims.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Claims: what somebody else's table says about each claim of the paper"
+    script:
+        "../scripts/published_claims.py"
 
 
 rule tables:
@@ -57,6 +80,27 @@ rule tables:
         "../scripts/tables.py"
 
 
+rule timing:
+    input:
+        timed(),
+    output:
+        f"{RESULTS}/timing.csv",
+    log:
+        f"{LOGS}/timing.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        run=config["run"],
+        logs=LOGS,
+    message:
+        "Timing: where the time of the run went"
+    script:
+        "../scripts/timing.py"
+
+
 for figure, tables in FIGURE_TABLES.items():
 
     rule:
@@ -64,6 +108,7 @@ for figure, tables in FIGURE_TABLES.items():
             f"draw_{figure}"
         input:
             **figure_tables(tables),
+            activations=published_scale(figure),
         output:
             png=report(
                 f"{FIGURES}/{figure}.png",

@@ -2,6 +2,7 @@ rule tune_candidate:
     input:
         train=rules.activations.output.train,
         validation=rules.activations.output.validation,
+        base=candidate_base,
     output:
         f"{RESULTS}/tuning/{{method}}/{{candidate}}.csv",
     log:
@@ -19,6 +20,7 @@ rule tune_candidate:
         l0=config["tuning"]["l0"],
         settings={**config["training"], "tokens": config["tuning"]["tokens"]},
         hyperparameters=candidate_hyperparameters,
+        penalised=lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
         changed=candidate_changes,
     message:
         "Tuning: {wildcards.method} with {wildcards.candidate}"
@@ -44,3 +46,51 @@ rule choose_tuning:
         "Tuning: choose each method's best candidate by validation nMSE"
     script:
         "../scripts/choose_tuning.py"
+
+
+rule search_lambda:
+    input:
+        train=rules.activations.output.train,
+        validation=rules.activations.output.validation,
+    output:
+        f"{RESULTS}/lambdas/{{method}}/n{{n}}-l{{l0}}.csv",
+    log:
+        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}.log",
+    benchmark:
+        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        run=config["run"],
+        reference_n=config["sparsity_panel"]["n"],
+        settings=config["training"],
+        hyperparameters=lambda wildcards: l0config.hyperparameters(
+            config, wildcards.method, METHODS[wildcards.method]
+        ),
+    message:
+        "Lambda: which one gives {wildcards.method} with {wildcards.n} latents L0 {wildcards.l0}"
+    script:
+        "../scripts/search_lambda.py"
+
+
+rule collect_lambdas:
+    input:
+        searched_lambdas(),
+    output:
+        f"{RESULTS}/lambdas.csv",
+    log:
+        f"{LOGS}/collect_lambdas.log",
+    benchmark:
+        f"{LOGS}/collect_lambdas.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "Lambda: collect what was found into one table"
+    script:
+        "../scripts/collect_lambdas.py"

@@ -5,6 +5,7 @@ preprocessed activations, so that no training run needs the language model again
 """
 
 from l0plane.activation_store import write
+from l0plane.device import available_device
 from l0plane.files import read_json
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
@@ -12,7 +13,9 @@ from l0plane.tokens import load_contexts
 
 with job(snakemake):
     params = snakemake.params
-    language_model = LanguageModel.load(params.language_model_path, params.language_model["hook"])
+    language_model = LanguageModel.load(
+        params.language_model_path, params.language_model["hook"], available_device()
+    )
     corpus = read_json(snakemake.input.manifest)
     for split in ("train", "validation"):
         write(

@@ -11,6 +11,9 @@ from l0plane.jobs import job
 
 with job(snakemake):
     tables = {name: tidy.read(path) for name, path in snakemake.input.items()}
+    # What was trained elsewhere was trained otherwise: no claim is about it.
+    elsewhere = snakemake.params.external
+    tables = {name: table[~table["method"].isin(elsewhere)] for name, table in tables.items()}
     # A tuning of another text or model says nothing about this run.
     subject = ["corpus_sha256", "model_sha256"]
     same = tables["tuning"].merge(tables["autoencoders"][subject].drop_duplicates(), on=subject)

@@ -13,10 +13,12 @@ from collections import defaultdict
 import pandas as pd
 
 from l0plane import tidy
+from l0plane.device import available_device
 from l0plane.evaluation.held_out import HeldOut
 from l0plane.evaluation.progressive import progressive
 from l0plane.evaluation.reconstruction import evaluate
 from l0plane.evaluation.refinement import refine
+from l0plane.external import subjects as external_subjects
 from l0plane.files import read_json
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
@@ -28,39 +30,58 @@ with job(snakemake):
     params = snakemake.params
     tables = defaultdict(list)
     model = params.language_model
-    language_model = LanguageModel.load(params.language_model_path, model["hook"])
+    language_model = LanguageModel.load(
+        params.language_model_path, model["hook"], available_device()
+    )
     contexts = load_contexts(snakemake.input.contexts)[: params.contexts]
     held_out = HeldOut(language_model, contexts, model["drop_first_position"])
     corpus_sha256 = read_json(snakemake.input.manifest)["sha256"]
-    for autoencoder, directory, keys, provenance, facts in subjects(
-        *(snakemake.input.cfg, params.run, params.method, params.levels),
-        *(corpus_sha256, language_model.sha256, language_model.d_model),
-    ):
+    measured_on = (corpus_sha256, language_model.sha256, language_model.d_model)
+    if params.external:
+        found = external_subjects(
+            params.method, params.external, params.run, model["hook"], *measured_on
+        )
+    else:
+        found = subjects(
+            snakemake.input.cfg, params.run, params.method, params.levels, *measured_on
+        )
+    for autoencoder, directory, keys, provenance, facts, origin in found:
+        autoencoder = autoencoder.to(language_model.device)
         level = [keys["n"], keys["l0_target"], keys["seed"]]
         row, contexts = evaluate(autoencoder, held_out)
+        # Nobody asked an autoencoder trained elsewhere for an L0, unless it has a k.
+        keys["l0_target"] = keys["l0_target"] or max(1, round(row["l0"]))
         tokens = row.pop("evaluation_tokens")
         # JSON knows no NaN: a method without a penalty has lambda null.
         penalty, seconds = (
             math.nan if facts.get(name) is None else facts[name]
             for name in ("lambda", "training_seconds")
         )
-        row = {"lambda": penalty, **row, "training_seconds": seconds, "evaluation_tokens": tokens}
+        row = {
+            "lambda": penalty,
+            "lambda_steered": facts.get("lambda_steered"),
+            **row,
+            "training_seconds": seconds,
+            "evaluation_tokens": tokens,
+            **origin,
+        }
         tables["autoencoders"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
         tables["contexts"].append(tidy.arrange(contexts, keys, provenance))
-        if level in params.refined_levels:
+        if params.refined_levels == "all" or level in params.refined_levels:
             row, contexts, histogram = refine(autoencoder, held_out)
             tables["refinement"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
             tables["refinement_contexts"].append(tidy.arrange(contexts, keys, provenance))
             tables["refinement_histogram"].append(tidy.arrange(histogram, keys, provenance))
-        if level in params.progressive_levels:
+        if params.progressive_levels == "all" or level in params.progressive_levels:
             curve, contexts = progressive(
                 autoencoder, held_out, params.points, params.delta_ce_contexts
             )
             tables["curves"].append(tidy.arrange(curve, keys, provenance))
             tables["curve_contexts"].append(tidy.arrange(contexts, keys, provenance))
-        log = directory / "training.csv"
-        training = pd.read_csv(log) if log.exists() else pd.DataFrame()
-        training = training.reindex(columns=LOG_COLUMNS)
-        tables["training"].append(tidy.arrange(training, keys, provenance))
+        if not params.external:
+            log = directory / "training.csv"
+            training = pd.read_csv(log) if log.exists() else pd.DataFrame()
+            training = training.reindex(columns=LOG_COLUMNS)
+            tables["training"].append(tidy.arrange(training, keys, provenance))
     for name, pieces in tables.items():
         tidy.write(pd.concat(pieces, ignore_index=True), snakemake.output[name])

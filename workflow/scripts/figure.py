@@ -1,6 +1,7 @@
 """One figure.
 
-Reads tidy tables only; writes PNG, PDF and SVG.
+Reads tidy tables (and, for a published frontier, the scale of the activations); writes PNG, PDF
+and SVG.
 """
 
 from pathlib import Path
@@ -14,26 +15,30 @@ from l0plane.figures.frontier import draw_frontier
 from l0plane.figures.progressive import draw_progressive
 from l0plane.figures.refinement import draw_refinement
 from l0plane.figures.scaling import draw_scaling
+from l0plane.figures.timing import draw_timing
 from l0plane.figures.tuning import draw_tuning
+from l0plane.files import read_json
 from l0plane.jobs import job
 
 
-def draw(figure, tables, params):
+def draw(figure, tables, params, variance):
     """Draw one figure from its tables by name."""
     n, l0 = params.n, params.l0
+    trained = [tables.get(name) for name in ("autoencoders", "methods")]
+    published = [tables.get("published"), variance]
     match figure:
         case "figure2":
-            return draw_combined(tables["autoencoders"], tables["methods"], "nmse", n, l0)
+            return draw_combined(*trained, "nmse", n, l0, *published)
         case "figure2a":
-            return draw_frontier(tables["autoencoders"], tables["methods"], "nmse", n)
+            return draw_frontier(*trained, "nmse", n, *published)
         case "figure2b":
-            return draw_scaling(tables["autoencoders"], tables["methods"], "nmse", l0)
+            return draw_scaling(*trained, "nmse", l0)
         case "figure5":
-            return draw_combined(tables["autoencoders"], tables["methods"], "delta_ce", n, l0)
+            return draw_combined(*trained, "delta_ce", n, l0, *published)
         case "figure5a":
-            return draw_frontier(tables["autoencoders"], tables["methods"], "delta_ce", n)
+            return draw_frontier(*trained, "delta_ce", n, *published)
         case "figure5b":
-            return draw_scaling(tables["autoencoders"], tables["methods"], "delta_ce", l0)
+            return draw_scaling(*trained, "delta_ce", l0)
         case "figure9":
             return draw_refinement(
                 tables["refinement"],
@@ -46,12 +51,18 @@ def draw(figure, tables, params):
             return draw_progressive(tables["curves"], tables["autoencoders"], tables["methods"], n)
         case "tuning":
             return draw_tuning(tables["tuning"], tables["methods"])
+        case "timing":
+            return draw_timing(tables["timing"], tables["methods"])
         case "claims":
             claims = tables["claims"]
             return draw_claims(claims[claims["part"].isna()])  # a claim's parts are in claims.md
 
 
 with job(snakemake):
-    tables = {name: pd.read_csv(path) for name, path in snakemake.input.items()}
-    figure = draw(snakemake.params.figure, tables, snakemake.params)
+    tables = {
+        name: pd.read_csv(path) for name, path in snakemake.input.items() if name != "activations"
+    }
+    store = snakemake.input.get("activations")
+    variance = read_json(Path(store) / "manifest.json")["raw_variance"] if store else None
+    figure = draw(snakemake.params.figure, tables, snakemake.params, variance)
     style.save(figure, Path(snakemake.output.png).with_suffix(""))

@@ -52,7 +52,7 @@ def compare(held_out: HeldOut, contexts: slice, x_hat: Tensor) -> tuple[Tensor, 
     """
     tokens = held_out.tokens[contexts]
     lm = held_out.language_model
-    original = lm.log_probabilities(tokens, held_out.residual[contexts])
+    original = held_out.original_log_probabilities(contexts)
     spliced = lm.log_probabilities(tokens, held_out.splice_reconstruction(contexts, x_hat))
     delta = cross_entropy(spliced, tokens) - cross_entropy(original, tokens)
     return delta, divergence(original, spliced)

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l0plane.evaluation.downstream import ablated_loss, spliced_loss
+from l0plane.evaluation.downstream import ablated_loss, cross_entropy
 from l0plane.language_model import LanguageModel
-from l0plane.preprocessing import normalise, restore
+from l0plane.preprocessing import Normalisation, normalise, restore
 
 #: Floats in one tensor of log-probabilities (32 MiB): beyond this, fresh memory costs more than
 #: the arithmetic.
 LOGIT_FLOATS = 1 << 23
+#: Floats of the untouched model's log-probabilities that are kept for the next autoencoder (1 GiB);
+#: those beyond are computed again.
+KEPT_FLOATS = 1 << 28
+
+
+class Seen(NamedTuple):
+    """Activations in an autoencoder's own space, and the way from there to unit norm."""
+
+    x: Tensor
+    """`[rows, d]`, normalised as the autoencoder wants them."""
+    shift: Tensor
+    """`[rows, 1]`; for an autoencoder that works at unit norm 0."""
+    stretch: Tensor
+    """`[rows, 1]`; for an autoencoder that works at unit norm 1."""
+
+    def at_unit_norm(self, x_hat: Tensor) -> Tensor:
+        """Reconstructions `[rows, d]` of `x` in the space in which errors are measured."""
+        return x_hat * self.stretch + self.shift
 
 
 class HeldOut:
     """Contexts, their activations at the hook, and what the language model makes of them.
 
-    One of these serves every autoencoder that a job evaluates. Log-probabilities are computed
-    again for each, part by part: kept, they would take gigabytes.
+    One of these serves every autoencoder that a job evaluates.
 
     Attributes:
         language_model: the model under study.
@@ -54,6 +72,7 @@ class HeldOut:
         )
         x, self._mean, self._scale = normalise(self.residual[:, self._first :])
         self.x = x.reshape(-1, x.shape[-1])
+        self._original: dict[tuple[int, int], Tensor] = {}
 
     def __len__(self) -> int:
         """How many contexts."""
@@ -74,9 +93,39 @@ class HeldOut:
         """The preprocessed activations `[rows, d]` of some contexts."""
         return self.x[contexts.start * self.positions : contexts.stop * self.positions]
 
+    def seen(self, contexts: slice, how: Normalisation) -> Seen:
+        """Some contexts in the space of an autoencoder whose `normalisation` is `how`.
+
+        The way back uses each token's own mean and scale at unit norm: every autoencoder's errors
+        are thus relative to the same activations, whatever space it works in.
+        """
+        mean, scale = self._mean[contexts], self._scale[contexts]
+        if how == "unit_norm":
+            x, shift, stretch = self.rows(contexts), torch.zeros_like(mean), torch.ones_like(scale)
+        else:
+            x, own_mean, own_scale = normalise(self.residual[contexts, self._first :], how)
+            shift, stretch = (own_mean - mean) / scale, own_scale / scale
+        return Seen(x.reshape(-1, x.shape[-1]), shift.reshape(-1, 1), stretch.reshape(-1, 1))
+
     def per_context(self, per_row: Tensor) -> Tensor:
         """Sum a number per row `[rows]` over the positions of each context, float64."""
         return per_row.double().reshape(-1, self.positions).sum(1)
+
+    def original_log_probabilities(self, contexts: slice) -> Tensor:
+        """What the untouched model predicts: `[contexts, context - 1, vocabulary]`.
+
+        The first `KEPT_FLOATS` of them are computed once.
+        """
+        key = (contexts.start, contexts.stop)
+        if key not in self._original:
+            found = self.language_model.log_probabilities(
+                self.tokens[contexts], self.residual[contexts]
+            )
+            kept = sum(map(Tensor.numel, self._original.values()))
+            if kept + found.numel() > KEPT_FLOATS:
+                return found
+            self._original[key] = found
+        return self._original[key]
 
     def splice(self, contexts: slice, residual: Tensor) -> Tensor:
         """Activations `[contexts, context, d]` with `residual` where autoencoders see them."""
@@ -102,8 +151,11 @@ class HeldOut:
     @cached_property
     def loss(self) -> Tensor:
         """Cross-entropy of the untouched model, nats, float64 `[contexts]`."""
-        parts = self.parts()
-        return torch.cat([spliced_loss(self, part, self.residual[part]) for part in parts])
+        losses = [
+            cross_entropy(self.original_log_probabilities(part), self.tokens[part])
+            for part in self.parts()
+        ]
+        return torch.cat(losses)
 
     @cached_property
     def zero_ablated_loss(self) -> float:

@@ -36,7 +36,9 @@ def progressive(
         curves.csv (one row per point) and curve_contexts.parquet (one per point and context; its
         delta_ce is NaN beyond `delta_ce_contexts`), both without keys and provenance.
     """
-    ks, thetas = grids(autoencoder, held_out.x[:GRID_ROWS], points)
+    first = slice(0, -(-GRID_ROWS // held_out.positions))
+    sample = held_out.seen(first, autoencoder.normalisation).x[:GRID_ROWS]
+    ks, thetas = grids(autoencoder, sample, points)
     grid = [("topk", float(k)) for k in ks] + [("jumprelu", float(theta)) for theta in thetas]
     spliced_contexts = min(delta_ce_contexts, len(held_out))
     squared_error = np.empty((len(grid), len(held_out)))
@@ -44,18 +46,19 @@ def progressive(
     delta_ce = np.full((len(grid), len(held_out)), np.nan)
     parts = [*held_out.parts(0, spliced_contexts), *held_out.parts(spliced_contexts)]
     for part in parts:
-        x = held_out.rows(part)
-        code = descending(autoencoder.positive_code(x))
-        errors = prefix_errors(x - autoencoder.pre_bias, code, autoencoder.decoder)
+        seen = held_out.seen(part, autoencoder.normalisation)
+        code = descending(autoencoder.positive_code(seen.x))
+        errors = prefix_errors(seen.x - autoencoder.pre_bias, code, autoencoder.decoder)
+        unit = seen.stretch[:, 0].cpu() ** 2
         # A row with m values has m + 1 errors, the first of them with none kept.
-        starts = code.indptr[:-1].long() + torch.arange(len(x))
+        starts = code.indptr[:-1].long() + torch.arange(len(seen.x))
         for point, (selection, value) in enumerate(grid):
             kept = code.l0.clamp(max=int(value)) if selection == "topk" else above(code, value)
-            squared_error[point, part] = held_out.per_context(errors[starts + kept])
+            squared_error[point, part] = held_out.per_context(unit * errors[starts + kept])
             l0[point, part] = held_out.per_context(kept) / held_out.positions
             if part.stop <= spliced_contexts:
-                x_hat = autoencoder.decode(prefix(code, kept, x.device))
-                spliced = held_out.splice_reconstruction(part, x_hat)
+                x_hat = autoencoder.decode(prefix(code, kept, seen.x.device))
+                spliced = held_out.splice_reconstruction(part, seen.at_unit_norm(x_hat))
                 delta = spliced_loss(held_out, part, spliced) - held_out.loss[part]
                 delta_ce[point, part] = delta.cpu()
     variance = held_out.variance.cpu().numpy()

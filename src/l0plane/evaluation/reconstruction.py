@@ -26,8 +26,9 @@ def evaluate(autoencoder: Autoencoder, held_out: HeldOut) -> tuple[dict[str, flo
     pieces = []
     for part in held_out.parts():
         x = held_out.rows(part)
-        code = autoencoder.encode(x)
-        x_hat = autoencoder.decode(code)
+        seen = held_out.seen(part, autoencoder.normalisation)
+        code = autoencoder.encode(seen.x)
+        x_hat = seen.at_unit_norm(autoencoder.decode(code))
         used[code.indices.long()] = True
         bias.add(x, x_hat)
         delta_ce, kl = downstream.compare(held_out, part, x_hat)

@@ -34,14 +34,15 @@ def refine(
     """
     pieces, shifts, values = [], [], []
     for part in held_out.parts():
-        x = held_out.rows(part)
-        code = autoencoder.encode(x)
-        refined, before, after = solve(x, code, autoencoder.decoder, autoencoder.pre_bias)
-        value = code.values.double().cpu()
-        shift = refined - value
-        rows = code.rows.cpu()
+        seen = held_out.seen(part, autoencoder.normalisation)
+        code = autoencoder.encode(seen.x)
+        refined, before, after = solve(seen.x, code, autoencoder.decoder, autoencoder.pre_bias)
+        rows, stretch = code.rows.cpu(), seen.stretch[:, 0].double().cpu()
+        value = code.values.double().cpu() * stretch[rows]
+        shift = refined * stretch[rows] - value
+        before, after = before * stretch**2, after * stretch**2
 
-        def row_sum(per_latent: Tensor, rows: Tensor = rows, length: int = len(x)) -> Tensor:
+        def row_sum(per_latent: Tensor, rows: Tensor = rows, length: int = len(before)) -> Tensor:
             return torch.zeros(length, dtype=torch.float64).index_add_(0, rows, per_latent)
 
         per_row = [before, after, row_sum(shift), row_sum(shift.abs()), row_sum(value), code.l0]

@@ -1,12 +1,14 @@
 """Sparse code operations: one interface, each tested against `reference`.
 
 `encode`, `decode` and `gather` are differentiable; their gradients, too, run on the active
-triples. On the CPU in float32 the compiled kernels of `cpu` do the work; anywhere else, where
-numba is missing, and where a code is too dense to gain, the plain PyTorch of `reference`.
+triples. In float32 compiled kernels do the work: on the CPU those of `cpu`, on a GPU those of
+`gpu`. Anywhere else, and where numba or Triton is missing, the plain PyTorch of `reference`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from types import ModuleType
 
 import torch
@@ -23,6 +25,8 @@ __all__ = [
     "encode_above",
     "encode_top_k",
     "gather",
+    "places",
+    "top_k_mask",
     "transpose",
 ]
 
@@ -31,24 +35,30 @@ try:
 except ImportError:  # numba is missing, or its compiler does not run here
     cpu = None  # type: ignore[assignment]
 
-#: Above this share of active latents a dense product is faster than a sparse one.
-DENSE_SHARE = 1 / 10
+gpu: ModuleType | None = None
+if torch.cuda.is_available():
+    with contextlib.suppress(ImportError):  # Triton is missing
+        gpu = importlib.import_module("l0plane.kernels.gpu")
 
 
 def _backend(x: Tensor) -> ModuleType:
-    fast = cpu is not None and x.device.type == "cpu" and x.dtype == torch.float32
-    return cpu if fast else reference
-
-
-def _product_backend(code: Code) -> ModuleType:
-    rows, n = code.shape
-    dense = len(code.indices) > DENSE_SHARE * rows * n
-    return reference if dense else _backend(code.values)
+    compiled = {"cpu": cpu, "cuda": gpu}.get(x.device.type)
+    return compiled if compiled is not None and x.dtype == torch.float32 else reference
 
 
 def transpose(code: Code) -> ByLatent:
     """Order the triples of a code by latent."""
     return _backend(code.values).transpose(code)
+
+
+def places(code: Code, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the triples are of which `mask` is true; see `reference.places`."""
+    return _backend(code.values).places(code, mask)
+
+
+def top_k_mask(code: Code, k: int) -> Tensor:
+    """Which triples of a positive code are among the `k` largest of their row; exactly `k`."""
+    return _backend(code.values).top_k_mask(code, k)
 
 
 # --- the encoder, at the places that a selection keeps
@@ -74,8 +84,9 @@ def encode_above(
         Their code; the values are differentiable in `pre_bias`, `encoder` and `bias`.
     """
     with torch.no_grad():
-        code = _backend(x).select_above(x - pre_bias, encoder, bias, threshold)
-    return _differentiable(code, x, pre_bias, encoder, bias)
+        centred = x - pre_bias
+        code = _backend(x).select_above(centred, encoder, bias, threshold)
+    return _differentiable(code, centred, pre_bias, encoder, bias)
 
 
 def encode_top_k(
@@ -91,33 +102,33 @@ def encode_top_k(
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     with torch.no_grad():
-        code = _backend(x).select_top_k(x - pre_bias, encoder, bias, k)
-    return _differentiable(code, x, pre_bias, encoder, bias)
+        centred = x - pre_bias
+        code = _backend(x).select_top_k(centred, encoder, bias, k)
+    return _differentiable(code, centred, pre_bias, encoder, bias)
 
 
 def _differentiable(
-    code: Code, x: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None
+    code: Code, centred: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None
 ) -> Code:
     inputs = (pre_bias, encoder) if bias is None else (pre_bias, encoder, bias)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         return code
-    code.by_latent  # noqa: B018  computed here once, for every product of the backward pass
-    return code.with_values(_Encode.apply(code, x, *inputs))
+    return code.with_values(_Encode.apply(code, centred, *inputs))
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, code, x, pre_bias, encoder, bias=None):
+    def forward(ctx, code, centred, pre_bias, encoder, bias=None):
         ctx.code = code
-        ctx.save_for_backward(x, pre_bias, encoder)
+        ctx.save_for_backward(centred, encoder)
         return code.values
 
     @staticmethod
     def backward(ctx, grad_values):
-        x, pre_bias, encoder = ctx.saved_tensors
+        centred, encoder = ctx.saved_tensors
         grad = ctx.code.with_values(grad_values.contiguous())
-        grad_encoder = _product_backend(grad).transposed_product(grad, x - pre_bias)
-        sums = _backend(x).latent_sums(grad)
+        grad_encoder = _backend(centred).transposed_product(grad, centred)
+        sums = _backend(centred).latent_sums(grad)
         needs_bias = len(ctx.needs_input_grad) > 4
         return (None, None, -(sums @ encoder), grad_encoder, *([sums] if needs_bias else []))
 
@@ -139,12 +150,12 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, code, values, decoder):
         ctx.code = code.with_values(values.detach())
         ctx.save_for_backward(decoder)
-        return _product_backend(ctx.code).product(ctx.code, decoder)
+        return _backend(decoder).product(ctx.code, decoder)
 
     @staticmethod
     def backward(ctx, grad):
         (decoder,) = ctx.saved_tensors
-        backend, grad = _product_backend(ctx.code), grad.contiguous()
+        backend, grad = _backend(grad), grad.contiguous()
         grad_values = grad_decoder = None
         if ctx.needs_input_grad[1]:
             grad_values = backend.sampled_product(ctx.code, grad, decoder)

@@ -53,6 +53,32 @@ def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Cod
     return _code_where(a, kept & (a > 0))
 
 
+def top_k_mask(code: Code, k: int) -> Tensor:
+    """bool `[nnz]`: which triples of a positive code are among the `k` largest of their row.
+
+    Of equal values the lower latent comes first, so that exactly `k` are kept.
+    """
+    order = torch.sort(code.indices, stable=True).indices
+    order = order[torch.sort(code.values.detach()[order], descending=True, stable=True).indices]
+    order = order[torch.sort(code.rows[order], stable=True).indices]
+    mask = torch.zeros_like(code.indices, dtype=torch.bool)
+    place = torch.arange(len(order), device=order.device) - code.indptr[code.rows]
+    mask[order[place < k]] = True
+    return mask
+
+
+def places(code: Code, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of a code where `mask`, bool `[nnz]`, is true.
+
+    Returns:
+        int32 `[rows + 1]`, where each row's triples then start, and int32 `[kept]`, their
+        positions among the triples of `code`.
+    """
+    before = torch.zeros(len(mask) + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(mask, 0, dtype=torch.int32, out=before[1:])
+    return before[code.indptr.long()], mask.nonzero()[:, 0].int()
+
+
 def _code_where(a: Tensor, mask: Tensor) -> Code:
     indptr = torch.zeros(len(a) + 1, dtype=torch.int32, device=a.device)
     torch.cumsum(mask.sum(1), 0, dtype=torch.int32, out=indptr[1:])

@@ -54,10 +54,11 @@ class Method(ABC):
         data's norm.
         """
         pre_bias = geometric_median(sample)
-        decoder = torch.randn(n, sample.shape[1], generator=generator)
+        # Drawn on the CPU, so that a seed means the same on every device.
+        decoder = torch.randn(n, sample.shape[1], generator=generator).to(sample.device)
         decoder /= decoder.norm(dim=1, keepdim=True)
         parameters = {"encoder": decoder.clone(), "decoder": decoder, "pre_bias": pre_bias}
-        parameters |= self.extra_parameters(n)
+        parameters |= {k: p.to(sample.device) for k, p in self.extra_parameters(n).items()}
         with torch.no_grad():
             start = self.loss(parameters, sample).reconstruction - pre_bias
         parameters["encoder"] *= (sample - pre_bias).norm() / start.norm()
@@ -78,7 +79,23 @@ class Method(ABC):
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """Sum over the batch of `||x - x^||^2`."""
-    return (x - reconstruction).square().sum()
+    return _SquaredError.apply(x, reconstruction)
+
+
+class _SquaredError(torch.autograd.Function):
+    """In three passes over memory, forward and backward, where autograd's own takes eight."""
+
+    @staticmethod
+    def forward(ctx, x, reconstruction):
+        error = (x - reconstruction).flatten()
+        ctx.save_for_backward(error)
+        ctx.shape = x.shape
+        return error.dot(error)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (error,) = ctx.saved_tensors
+        return None, (-2 * grad * error).view(ctx.shape)
 
 
 def geometric_median(x: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:

@@ -44,11 +44,12 @@ class BatchTopKMethod(Method):
         if len(candidates.values) <= count:
             self._guess = 0.0
             return candidates
-        with torch.no_grad():
-            top = candidates.values.topk(count)
-            chosen = torch.zeros_like(candidates.values, dtype=torch.bool)
-            chosen[top.indices] = True
-        self._guess = 0.8 * top.values[-1].item()
+        # The whole batch as one row.
+        places = torch.arange(len(candidates.values), dtype=torch.int32, device=x.device)
+        ends = torch.tensor([0, len(places)], dtype=torch.int32, device=x.device)
+        batch = Code(ends, places, candidates.values.detach(), len(places))
+        chosen = kernels.top_k_mask(batch, count)
+        self._guess = 0.8 * batch.values[chosen].min().item()
         return candidates.keep(chosen)
 
     def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:

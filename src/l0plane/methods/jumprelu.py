@@ -21,21 +21,25 @@ from l0plane.methods.base import Loss, Method, Parameters, squared_error
 
 
 class _Jump(torch.autograd.Function):
-    """From values and thresholds, both `[nnz]`: `z` and the indicator of an active latent."""
+    """From values and thresholds, both `[nnz]`: `z`, and how many are active in all.
+
+    These vectors are the longest there are, so each pass over memory counts.
+    """
 
     @staticmethod
     def forward(ctx, v, threshold, bandwidth):
-        active = (v > threshold).to(v.dtype)
+        active = v > threshold
         ctx.save_for_backward(v, threshold, active)
         ctx.bandwidth = bandwidth
-        return v * active, active.clone()
+        return v * active, active.sum(dtype=v.dtype)
 
     @staticmethod
     def backward(ctx, grad_z, grad_count):
         v, threshold, active = ctx.saved_tensors
-        inside = ((v - threshold) / ctx.bandwidth).abs() < 0.5
-        grad_threshold = -(threshold * grad_z + grad_count) / ctx.bandwidth * inside
-        return grad_z * active, grad_threshold, None
+        inside = (v - threshold).abs_() < ctx.bandwidth / 2
+        scale = -1 / ctx.bandwidth
+        grad_threshold = torch.addcmul(scale * grad_count, threshold, grad_z, value=scale)
+        return grad_z * active, grad_threshold.mul_(inside), None
 
 
 class JumpReLUMethod(Method):
@@ -57,12 +61,12 @@ class JumpReLUMethod(Method):
         near = kernels.encode_above(
             x, p["pre_bias"], p["encoder"], bias=p["encoder_bias"], threshold=reach
         )
-        values, active = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
+        values, count = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
         code = near.with_values(values)
         reconstruction = kernels.decode(code, p["decoder"], p["pre_bias"])
         with torch.no_grad():
-            kept = code.keep(active > 0)
-        return Loss(squared_error(x, reconstruction), reconstruction, kept, active.sum())
+            active = code.keep(values > 0)
+        return Loss(squared_error(x, reconstruction), reconstruction, active, count)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """As trained, with the thresholds themselves."""

@@ -20,10 +20,8 @@ class MultiTopKMethod(TopKMethod):
         k = int(self.l0)
         pre_bias, decoder = parameters["pre_bias"], parameters["decoder"]
         wide = kernels.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
-        chosen = wide.top_k_mask(k)
-        # Zeros instead of fewer triples: both products then share one transposed structure.
-        narrow = wide.with_values(wide.values * chosen)
+        narrow = wide.keep(kernels.top_k_mask(wide, k))
         reconstruction = kernels.decode(narrow, decoder, pre_bias)
         wider = kernels.decode(wide, decoder, pre_bias)
         objective = squared_error(x, reconstruction) + WIDER_WEIGHT * squared_error(x, wider)
-        return Loss(objective, reconstruction, wide.keep(chosen))
+        return Loss(objective, reconstruction, narrow)

@@ -21,7 +21,7 @@ class ScaledReLUMethod(Method):
 
     def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
         """The logarithms of the scales, zero: the autoencoder as it is."""
-        return {"log_scale": torch.zeros(n)}
+        return {"log_scale": torch.zeros(n, device=sample.device)}
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error with scaled values."""

@@ -1,6 +1,7 @@
 rule train_gated:
     input:
         activations=rules.activations.output.train,
+        lambdas=lambda_table("gated"),
     output:
         **autoencoder("gated", "provenance.json", "training.csv"),
     log:

@@ -1,6 +1,7 @@
 rule train_jumprelu:
     input:
         activations=rules.activations.output.train,
+        lambdas=lambda_table("jumprelu"),
     output:
         **autoencoder("jumprelu", "provenance.json", "training.csv"),
     log:

@@ -1,6 +1,7 @@
 rule train_prolu_relu:
     input:
         activations=rules.activations.output.train,
+        lambdas=lambda_table("prolu_relu"),
     output:
         **autoencoder("prolu_relu", "provenance.json", "training.csv"),
     log:

@@ -1,6 +1,7 @@
 rule train_prolu_ste:
     input:
         activations=rules.activations.output.train,
+        lambdas=lambda_table("prolu_ste"),
     output:
         **autoencoder("prolu_ste", "provenance.json", "training.csv"),
     log:

@@ -1,6 +1,7 @@
 rule train_relu:
     input:
         activations=rules.activations.output.train,
+        lambdas=lambda_table("relu"),
     output:
         **autoencoder("relu", "provenance.json", "training.csv"),
     log:

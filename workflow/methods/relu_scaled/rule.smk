@@ -3,6 +3,7 @@ rule train_relu_scaled:
         activations=rules.activations.output.train,
         base=autoencoder("relu")["cfg"],
         base_weights=autoencoder("relu")["sae_weights"],
+        base_provenance=autoencoder("relu", "provenance.json")["provenance"],
     output:
         **autoencoder("relu_scaled", "provenance.json", "training.csv"),
     log:

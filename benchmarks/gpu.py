@@ -1,0 +1,155 @@
+"""How fast TopK trains on a GPU: against its own encoder product, and against sparsify.
+
+    python benchmarks/gpu.py results/gpu.csv --sparsify .venv-sparsify/bin/python
+
+The one command for a machine with a GPU; it has not been run yet, since none was at hand. sparsify
+needs an environment of its own, with a CUDA build of PyTorch:
+
+    python3 -m venv .venv-sparsify && .venv-sparsify/bin/pip install eai-sparsify==1.3.3
+
+Without `--sparsify` its row is left out. A step is data on the device, forward, backward, clipping,
+Adam, decoder normalisation, dead-latent accounting; ours has the moving average of the weights as
+well; no latent is dead for long enough for AuxK. The encoder product alone, into memory that is
+kept, is what no exact method can avoid.
+
+Writes one row for each way and precision of the encoder product (PyTorch's names for
+`torch.set_float32_matmul_precision`; `medium` is bfloat16 inputs with float32 sums, which sparsify
+always takes): milliseconds of a step, tokens per second, and the time relative to the product's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+D, N, K = 768, 32768, 32
+BATCH = 65536
+WARM_UP, STEPS = 5, 20
+ORDER = [
+    ("product", "highest"),
+    ("l0plane", "highest"),
+    ("product", "medium"),
+    ("l0plane", "medium"),
+    ("sparsify", "medium"),
+]
+AUXK = {"dead_after_tokens": 10_000_000, "aux_k": 512, "aux_weight": 1 / 32}
+COLUMNS = ["way", "precision", "d", "n", "k", "batch_tokens", "milliseconds", "tokens_per_second"]
+
+
+def milliseconds(step: Callable[[], object]) -> float:
+    """The mean time of a step after a warm-up, which compiles what is compiled at first use."""
+    for _ in range(WARM_UP):
+        step()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / STEPS * 1e3
+
+
+def activations() -> torch.Tensor:
+    """Random activations of unit norm `[BATCH, D]`."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(BATCH, D, generator=generator, device="cuda")
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def product(precision: str) -> float:
+    """The encoder product alone."""
+    dtype = torch.bfloat16 if precision == "medium" else torch.float32
+    x = activations().to(dtype)
+    encoder = torch.randn(N, D, device="cuda", dtype=dtype)
+    out = torch.empty(BATCH, N, device="cuda", dtype=dtype)
+    return milliseconds(lambda: torch.mm(x, encoder.T, out=out))
+
+
+def l0plane(precision: str) -> float:
+    """A training step of this project."""
+    from l0plane.methods import METHODS
+    from l0plane.training import _Trainer
+
+    torch.set_float32_matmul_precision(precision)
+    x = activations()
+    method = METHODS["topk"](K, {})
+    parameters = method.initialise(x[:8192], N, torch.Generator().manual_seed(0))
+    trainer = _Trainer(method, parameters, 1.0, {"clip_norm": 1.0, "ema": 0.999, **AUXK})
+    return milliseconds(lambda: trainer.step(x, 1e-4, 0.0))
+
+
+def sparsify(precision: str) -> float:
+    """A training step of sparsify, as its trainer does it."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K), device="cuda")
+    optimizer = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
+    silent = torch.zeros(N, dtype=torch.long, device="cuda")
+    x = activations()
+
+    def step() -> None:
+        nonlocal silent
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(x, dead_mask=silent > AUXK["dead_after_tokens"])
+        (out.fvu + AUXK["aux_weight"] * out.auxk_loss).backward()
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+        silent += BATCH
+        silent[out.latent_indices.flatten()] = 0
+
+    return milliseconds(step)
+
+
+WAYS = {"product": product, "l0plane": l0plane, "sparsify": sparsify}
+
+
+def measure(way: str, precision: str) -> dict[str, object]:
+    """One row of the table."""
+    taken = WAYS[way](precision)
+    row = (way, precision, D, N, K, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def main() -> None:
+    """Measure each way in a process of its own, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--sparsify", metavar="PYTHON", help="of an environment that has sparsify")
+    parser.add_argument("--only", nargs=2, metavar=("WAY", "PRECISION"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(measure(*arguments.only)))
+        return
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: PyTorch sees no GPU here (torch.cuda.is_available() is False)")
+    rows: list[dict[str, object]] = []
+    limit = 0.0
+    for way, precision in ORDER:
+        python = arguments.sparsify if way == "sparsify" else sys.executable
+        if python is None:
+            continue
+        command = [python, __file__, str(arguments.output), "--only", way, precision]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        limit = row["milliseconds"] if way == "product" else limit
+        row["times_the_product"] = round(row["milliseconds"] / limit, 3)
+        rows.append(row | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__})
+        print(rows[-1], flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What autoencoders trained elsewhere consist of, known without reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+#: How a path starts that is a place on the Hugging Face hub: hub:owner/name/folder.
+HUB = "hub:"
+
+#: The files in a directory of each format; of none, a path is one file itself.
+FILES: dict[str, tuple[str, ...]] = {
+    "saelens": ("cfg.json", "sae_weights.safetensors"),
+    "dictionary_learning": ("config.json", "ae.pt"),
+    "sparsify": ("cfg.json", "sae.safetensors"),
+    "openai": (),
+}
+
+
+def local_files(entry: dict[str, Any]) -> list[str]:
+    """The files on this machine that an entry of `external` is read from; none for the hub."""
+    local = [path for path in entry["paths"] if not path.startswith(HUB)]
+    names = FILES[entry["format"]]
+    return [str(Path(path, name)) for path in local for name in names] if names else local

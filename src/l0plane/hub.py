@@ -1,0 +1,24 @@
+"""What to do where the Hugging Face hub cannot be reached."""
+
+from __future__ import annotations
+
+#: Per kind of repository: the key of the configuration, and the files that are read. Formats that
+#: are pickles are left behind.
+_KINDS = {
+    "model": ("language_model.path", ("*.json", "*.safetensors", "*.txt", "*.model")),
+    "dataset": ("corpus.dataset", ("*.parquet", "*.json", "*.jsonl", "README.md")),
+}
+
+
+def how_to_bring(name: str, kind: str) -> str:
+    """The commands that bring a `model` or `dataset` of the hub to a machine without network."""
+    key, patterns = _KINDS[kind]
+    section, last = key.split(".")
+    include = " ".join(f"--include '{pattern}'" for pattern in patterns)
+    directory = f"hub/{name.rsplit('/', 1)[-1]}"
+    return (
+        f"Without a network, download it elsewhere:\n"
+        f"    hf download {name} --repo-type {kind} {include} --local-dir {directory}\n"
+        f"copy the directory {directory} here, and say so: {key}: {directory} in the "
+        f"configuration, or --config '{section}={{{last}: {directory}}}'"
+    )

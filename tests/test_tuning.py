@@ -1,0 +1,84 @@
+"""The search for lambda, and the choice of hyperparameters at equal L0."""
+
+import pandas as pd
+import pytest
+from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
+
+from l0plane.tuning import CLOSE, choose, error_at, next_lambda, read_lambda, search_lambda
+
+
+@pytest.mark.parametrize("power", [0.4, 1.0, 2.0])
+@pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0])
+def test_the_search_finds_the_lambda_of_a_power_law(power, start):
+    def l0(factor):
+        return 0.3 * factor**-power
+
+    trials = [(start, l0(start))]
+    while abs(trials[-1][1] / 16 - 1) > CLOSE and len(trials) < 20:
+        factor = next_lambda(trials, 16)
+        trials.append((factor, l0(factor)))
+    assert trials[-1][1] == pytest.approx(16, rel=CLOSE)
+    assert len(trials) <= 9
+
+
+def test_the_search_stays_inside_its_bracket():
+    trials = [(1e-3, 40.0), (1e-1, 3.0), (2e-3, 30.0)]
+    assert 2e-3 < next_lambda(trials, 16) < 1e-1
+
+
+def test_an_l0_that_does_not_answer_moves_lambda_by_a_limited_factor():
+    assert next_lambda([(1e-3, 0.0), (1e-4, 0.0)], 16) == pytest.approx(1e-5)
+
+
+class Store:
+    """The synthetic activations as a validation store."""
+
+    tokens = 2048
+
+    def sample(self, rows):
+        return STORE.sample(rows)
+
+
+def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
+    trials = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    assert trials["l0"][0] == pytest.approx(5, rel=CLOSE)
+    assert list(trials.columns) == ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
+
+
+def test_the_error_at_an_l0_lies_between_the_nearest_trials():
+    trials = pd.DataFrame({"l0": [15.0, 17.0, 40.0], "nmse": [0.2, 0.18, 0.01]})
+    assert 0.18 < error_at(trials, 16) < 0.2
+    power = trials.assign(nmse=trials["l0"] ** -0.6)
+    assert error_at(power, 16) == pytest.approx(16**-0.6)
+    assert error_at(trials.head(1), 16) == 0.2
+    assert error_at(trials, 30) == 0.2  # too far off to be moved
+
+
+LEVEL = {"method": "relu", "n": 8, "l0_target": 4, "corpus_sha256": "c", "model_sha256": "m"}
+ROW = {**LEVEL, "lambda": 0.5, "training_tokens": 100, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [({}, 0.5), ({"n": 9}, None), ({"model_sha256": "x"}, None), ({"training_tokens": 9}, None)],
+)
+def test_a_lambda_is_taken_only_from_a_row_about_the_same_training(tmp_path, changed, found):
+    pd.DataFrame([ROW | changed]).to_csv(tmp_path / "lambdas.csv", index=False)
+    assert read_lambda(tmp_path / "lambdas.csv", LEVEL, {"tokens": 100}, 1e-3) == found
+    assert read_lambda(tmp_path / "lambdas.csv", LEVEL, {"tokens": 100}, 2e-3) is None
+
+
+def test_the_best_of_those_that_settled_is_chosen():
+    table = pd.DataFrame(
+        {
+            "method": "relu",
+            "l0_target": 16,
+            "l0": [16.0, 12.0, 16.1, 16.0],
+            "nmse": [0.3, 0.1, 0.2, float("nan")],
+            "training_tokens": 1,
+        }
+    )
+    chosen = choose(table)
+    assert list(chosen["chosen"]) == [False, False, True, False]
+    assert list(chosen["off_target"]) == [False, True, False, False]
+    assert list(chosen["diverged"]) == [False, False, False, True]

@@ -1,0 +1,31 @@
+"""The constant lambda that gives a penalty method the L0 asked for.
+
+Reads stored activations; trains with one lambda after another, measures L0 on the validation
+activations, and writes the closest. Seed 0 only: the other seeds use the same lambda.
+"""
+
+from l0plane import __version__, tidy
+from l0plane.activation_store import ActivationStore
+from l0plane.device import available_device
+from l0plane.jobs import job
+from l0plane.training import learning_rate
+from l0plane.tuning import search_lambda
+
+with job(snakemake):
+    params, method = snakemake.params, snakemake.wildcards.method
+    n, l0 = int(snakemake.wildcards.n), int(snakemake.wildcards.l0)
+    hyperparameters = dict(params.hyperparameters)
+    hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
+    store = ActivationStore(snakemake.input.train, available_device())
+    validation = ActivationStore(snakemake.input.validation, available_device())
+    trials = search_lambda(method, store, validation, n, l0, params.settings, hyperparameters)
+    keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": 0}
+    last = {
+        "training_tokens": params.settings["tokens"],
+        "learning_rate": hyperparameters["learning_rate"],
+        "corpus_sha256": store.manifest["corpus_sha256"],
+        "model_sha256": store.manifest["model_sha256"],
+        "version": __version__,
+    }
+    table = trials.head(1).assign(trials=len(trials))
+    tidy.write(tidy.arrange(table, keys, last), snakemake.output[0])
