@@ -24,7 +24,7 @@ from l0plane.training import train
 L0_TOLERANCE = 0.1
 #: The search for lambda ends when L0 is as close as this (relative), or after so many trainings.
 CLOSE = 0.03
-TRIALS = 4
+TRIALS = 7
 #: A steered training whose L0 is off by more than this factor says nothing about lambda.
 LOST = 1.25
 #: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise.

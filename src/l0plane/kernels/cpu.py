@@ -18,9 +18,10 @@ from torch import Tensor
 from l0plane.code import ByLatent, Code
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 
-#: Floats in a tile of pre-activations (2 MiB): large enough for an efficient product, small enough
-#: to stay in cache until the selection has read it.
-TILE_FLOATS = 1 << 19
+#: Rows in a tile of pre-activations: with fewer the product is less efficient (of a large encoder,
+#: which it reads again for each tile, by half with 64), with more the tile leaves the cache before
+#: the selection has read it.
+TILE_ROWS = 512
 #: Reassociation lets sums and maxima use vector lanes; NaN must keep comparing false.
 FAST = {"reassoc", "contract", "nsz"}
 #: Above this share of active latents a dense product is faster than a sparse one: more than that
@@ -37,11 +38,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _tiles(rows: int, n: int) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of rows, each with a buffer `[rows in the range, n]` that later tiles reuse."""
     global _tile
-    step = max(16, TILE_FLOATS // n)
-    if _tile.numel() < min(step, rows) * n:
-        _tile = torch.empty(min(step, rows) * n)
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
+    if _tile.numel() < min(TILE_ROWS, rows) * n:
+        _tile = torch.empty(min(TILE_ROWS, rows) * n)
+    for start in range(0, rows, TILE_ROWS):
+        part = slice(start, min(start + TILE_ROWS, rows))
         yield part, _tile[: (part.stop - start) * n].view(-1, n)
 
 
