@@ -123,6 +123,7 @@ def repository(tmp_path):
     changes = {
         "methods": ["tied", "kmeans"],
         "language_model": {"path": str(REPOSITORY / "resources/lm")},
+        "published": str(REPOSITORY / "resources/published/gpt2_small_resid8_n24576.csv"),
         "sparsity_panel": {"l0": [8]},
         "external": {
             "elsewhere": {
