@@ -198,11 +198,6 @@ def test_a_directory_in_the_hubs_layout_is_read_up_to_the_asked_number(offline, 
     assert len(hub(hub_directory, documents=100)) == 5
 
 
-def test_a_column_that_the_data_set_lacks_is_named(offline, hub_directory):
-    with pytest.raises(UserError, match=r"corpus\.column: .*'body'; it has \['id', 'text'\]"):
-        hub(hub_directory, documents=3, column="body")
-
-
 # --- splitting and storing
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -133,32 +132,6 @@ def test_an_unknown_hook_is_answered_with_those_like_it(model_directory):
 def test_a_hook_without_one_vector_per_token_is_refused(model_directory):
     with pytest.raises(UserError, match=r"expected \[contexts, context, width\]"):
         LanguageModel.load(model_directory("gpt2"), "blocks.1.attn.hook_pattern")
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [("config.json", "no config.json"), ("model.safetensors", "no model.safetensors")],
-)
-def test_an_incomplete_directory(model_directory, tmp_path, missing, message):
-    shutil.copytree(model_directory("gpt2"), tmp_path / "lm")
-    (tmp_path / "lm" / missing).unlink()
-    with pytest.raises(UserError, match=rf"language_model\.path: .*{message}"):
-        LanguageModel.load(tmp_path / "lm", HOOK)
-
-
-def test_pickled_weights_are_not_opened(model_directory, tmp_path):
-    shutil.copytree(model_directory("gpt2"), tmp_path / "lm")
-    (tmp_path / "lm/model.safetensors").rename(tmp_path / "lm/pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
-        LanguageModel.load(tmp_path / "lm", HOOK)
-
-
-def test_broken_weights(model_directory, tmp_path):
-    shutil.copytree(model_directory("gpt2"), tmp_path / "lm")
-    with (tmp_path / "lm/model.safetensors").open("r+b") as stream:
-        stream.truncate(1000)
-    with pytest.raises(UserError, match=r"language_model\.path: cannot load"):
-        LanguageModel.load(tmp_path / "lm", HOOK)
 
 
 def test_tokens_that_do_not_fit(language_model):

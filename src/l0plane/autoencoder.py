@@ -207,7 +207,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
@@ -268,7 +268,9 @@ def _length(normalisation: Normalisation, d: int) -> float:
 def from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Autoencoder:
     """An autoencoder from the `config` and `weights` of a SAELens directory; errors as `load`."""
     file = directory / CONFIG_FILE
-    config = _of_today(config) if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected a JSON object, a SAELens configuration")
+    config = _of_today(config)
     architecture = config.get("architecture")
     expected = {
         "architecture": [*_VECTORS],
@@ -331,6 +333,6 @@ def _of_today(config: dict[str, Any]) -> dict[str, Any]:
 def positive(config: dict[str, Any], key: str, file: Path) -> int:
     """The positive whole number `config[key]`; UserError naming `file` where it is none."""
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{file}: {key} is {value!r}; expected a positive whole number")
     return value

@@ -11,6 +11,8 @@ import copy
 import difflib
 import importlib.metadata
 import json
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,28 @@ from typing import Any
 import jsonschema
 import yaml
 
-from l0plane.files import UserError, read_json
+from l0plane import model_directory
+from l0plane.files import UserError, matching_files, read_json
 from l0plane.formats import HUB, local_files
 
 Config = dict[str, Any]
+
+
+def _is_whole(checker: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(checker: Any, value: Any) -> bool:
+    return _is_whole(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+#: JSON knows no NaN or infinity, YAML does; and a 5.0 would stand in paths as it is.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_whole, "number": _is_finite}
+    ),
+)
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
@@ -31,6 +51,8 @@ TRAINED = "trained"
 MEASURE = "measure"
 #: `lambdas`: no search; lambda is steered in each training.
 STEER = "steer"
+#: A folder (or file) on the hub; no part of it leads back up.
+_HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(/(?!\.\.?(/|$))[^/]+)*"
 #: Keys of the section `corpus` that only one source reads; the first of each source it must have.
 _CORPUS_KEYS = {
     "docstrings": ("packages", "expected_sha256"),
@@ -59,13 +81,23 @@ class Level:
 def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
     """Read every `<folder>/<method>/method.yaml` into method -> its facts, in legend order.
 
-    A folder whose name starts with an underscore is not a method.
+    A folder whose name starts with an underscore or a dot is not a method.
 
     Raises:
-        UserError: a method.yaml is not valid, or derives from a method that is not there.
+        UserError: a folder's name cannot be a method's, it has no rule.smk or no method.yaml, or
+            one that is not valid or derives from a method that is not there.
     """
     methods: dict[str, Config] = {}
-    for path in sorted(folder.glob("[!_]*/method.yaml")):
+    for path in sorted(folder.glob("[!_.]*/")):
+        if re.fullmatch("[A-Za-z0-9_]+", path.name) is None or path.name == "all":
+            raise UserError(
+                f"{path}: {path.name!r} cannot be a method's name; expected letters, digits and "
+                "underscores (an underscore in front: no method), and not all"
+            )
+        for name, what in (("method.yaml", "says what it is"), ("rule.smk", "trains it")):
+            if not (path / name).is_file():
+                raise UserError(f"{path}: no {name}, which {what}; copy that of _template")
+        path = path / "method.yaml"
         facts = _read_yaml(path)
         _validate(facts, schema, f"{path}: ")
         facts.setdefault("hyperparameters", {})
@@ -73,13 +105,15 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
         unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
         if unknown:
             raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
+        _check_learning_rate(f"{path}: hyperparameters", facts["hyperparameters"])
         methods[path.parent.name] = facts
     for name, facts in methods.items():
         base = facts.get("derived_from")
-        if base is not None and base not in methods:
+        others = [other for other in methods if "derived_from" not in methods[other]]
+        if base is not None and base not in others:
             raise UserError(
-                f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method; "
-                f"expected one of {', '.join(methods)}"
+                f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method that "
+                f"stands on its own; expected one of {', '.join(others)}"
             )
     order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
     return {name: methods[name] for name in order}
@@ -107,13 +141,18 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
         measured = [*config["methods"], *external]
         config[section]["methods"] = [name for name in measured if name in asked]
     _check_levels(config)
+    _check_budgets(config)
     _check_hyperparameters(config["hyperparameters"], methods)
     _check_language_model(config, repository)
     _check_external(config, methods)
     if config["tuning"]["table"] != MEASURE:
         table = config["tuning"]["table"]
         config["tuning"]["table"] = _find(
-            "tuning.table", table, f"{MEASURE}, or an earlier run's tuning.csv", repository
+            "tuning.table",
+            table,
+            f"{MEASURE}, or an earlier run's tuning.csv",
+            ("method", "l0_target", "learning_rate", "nmse", "chosen"),
+            repository,
         )
     if config["lambdas"] not in (MEASURE, STEER):
         table = config["lambdas"]
@@ -121,11 +160,16 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
             "lambdas",
             table,
             f"{MEASURE}, {STEER}, or an earlier run's lambdas.csv",
+            ("method", "n", "l0_target", "lambda", "learning_rate"),
             repository,
         )
     if config["published"] is not None:
         config["published"] = _find(
-            "published", config["published"], "null, or the path of a table", repository
+            "published",
+            config["published"],
+            "null, or the path of a table",
+            ("method", "l0", "mse", "delta_ce"),
+            repository,
         )
     return config
 
@@ -232,9 +276,7 @@ def _check_corpus(corpus: Config) -> Config:
                 raise UserError(f"corpus.packages: {package!r} is not installed") from None
     if source == "files":
         for pattern in corpus["paths"]:
-            anchor = Path(Path(pattern).anchor)
-            if not any(anchor.glob(str(Path(pattern).relative_to(anchor)))):
-                raise UserError(f"corpus.paths: no file matches {pattern!r}")
+            matching_files(pattern)
     return {key: value for key, value in corpus.items() if key in allowed}
 
 
@@ -272,6 +314,46 @@ def _check_levels(config: Config) -> None:
     )
 
 
+def _check_budgets(config: Config) -> None:
+    """See that each number of tokens makes at least one of what it is cut into."""
+    context, training = config["language_model"]["context"], config["training"]
+    own = config["language_model_training"]
+    batch = ("training.batch_tokens", training["batch_tokens"])
+    for key, tokens, piece, size in [
+        ("activations.train_tokens", config["activations"]["train_tokens"], "a context", context),
+        (
+            "activations.validation_tokens",
+            config["activations"]["validation_tokens"],
+            "a context",
+            context,
+        ),
+        ("training.tokens", training["tokens"], *batch),
+        ("tuning.tokens", config["tuning"]["tokens"], *batch),
+        (
+            "language_model_training.tokens",
+            own["tokens"],
+            "a batch of contexts",
+            own["batch_contexts"] * context,
+        ),
+    ]:
+        if tokens < size:
+            raise UserError(f"{key}: {tokens} is too small; expected at least {piece}, {size}")
+    steps = training["tokens"] // training["batch_tokens"]
+    _at_most(
+        "training.warmup_steps",
+        training["warmup_steps"],
+        "training.tokens / training.batch_tokens",
+        steps,
+    )
+
+
+def _check_learning_rate(where: str, values: dict[str, float]) -> None:
+    if values.get("learning_rate", 1) <= 0:
+        raise UserError(
+            f"{where}.learning_rate: {values['learning_rate']}; expected a number above 0"
+        )
+
+
 def _check_external(config: Config, methods: dict[str, Config]) -> None:
     """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
     width = _residual_width(config)
@@ -280,15 +362,21 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
         if name in methods:
             raise UserError(f"{key}: there is a method of that name; choose another")
         for path in entry["paths"]:
-            if path.startswith(HUB) and path.count("/") < 1:
+            if path.startswith(HUB) and re.fullmatch(_HUB_PLACE, path) is None:
                 raise UserError(f"{key}: {path!r}; expected {HUB}<owner>/<name>/<folder>")
         for file in local_files(entry):
             if not Path(file).is_file():
                 raise UserError(f"{key}: no file {file}; format {entry['format']} needs it")
             if not file.endswith(".json"):
                 continue
-            facts = read_json(file)
-            facts = {**facts, **(facts.get("trainer") or {})} if isinstance(facts, dict) else {}
+            try:
+                facts = read_json(file)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+            if not isinstance(facts, dict):
+                raise UserError(f"{key}: {file}: expected a JSON object")
+            trainer = facts.get("trainer")
+            facts = facts | (trainer if isinstance(trainer, dict) else {})
             d = facts.get("d_in", facts.get("activation_dim", width))
             if width is not None and d != width:
                 raise UserError(
@@ -304,9 +392,9 @@ def _residual_width(config: Config) -> int | None:
         return None
     if model["path"] == TRAINED:
         return config["language_model_training"]["width"]
-    file = Path(model["path"], "config.json")
+    file = Path(model["path"], model_directory.CONFIG_FILE)
     facts = read_json(file) if file.exists() else {}
-    return facts.get("n_embd", facts.get("hidden_size"))
+    return _count(model, facts, "n_embd", "hidden_size")
 
 
 def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:
@@ -320,6 +408,7 @@ def _check_hyperparameters(overrides: Config, methods: dict[str, Config]) -> Non
             raise UserError(
                 f"hyperparameters.{method}: not a method; expected some of {', '.join(methods)}"
             )
+        _check_learning_rate(f"hyperparameters.{method}", values)
         known = methods[method]["hyperparameters"]
         for key in values:
             if key not in known:
@@ -337,7 +426,7 @@ def _check_language_model(config: Config, repository: Path) -> None:
             f"{training['width']}"
         )
     if model["path"] == TRAINED:
-        _check_hook(model, training["layers"], model["context"])
+        _check_hook(model, {"n_layer": training["layers"]})
         return
     directory = Path(model["path"])
     if not directory.exists() and (repository / directory).exists():
@@ -352,24 +441,22 @@ def _check_language_model(config: Config, repository: Path) -> None:
                 f"Face layout, a model's name on the hub, or {TRAINED}"
             )
         return
-    facts_path = directory / "config.json"
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"language_model.path: {facts_path} is missing or is not JSON; expected a folder in "
-            "Hugging Face layout"
-        ) from None
-    layers = facts.get("n_layer", facts.get("num_hidden_layers"))
-    positions = facts.get("n_positions", facts.get("max_position_embeddings"))
-    _check_hook(model, layers, positions)
+    _check_hook(model, model_directory.check(directory))
 
 
-def _find(key: str, path: str, expected: str, repository: Path) -> str:
-    """Find a table: in the working directory, then in the repository."""
+def _find(key: str, path: str, expected: str, columns: tuple[str, ...], repository: Path) -> str:
+    """Find a table that has `columns`: in the working directory, then in the repository."""
     for place in (Path(path), repository / path):
-        if place.is_file():
-            return str(place)
+        if not place.is_file():
+            continue
+        with place.open("rb") as stream:
+            first = stream.readline(10_000).decode("utf-8", errors="replace")
+        missing = [name for name in columns if name not in first.strip().split(",")]
+        if missing:
+            raise UserError(
+                f"{key}: {place} has no column {', '.join(missing)}; expected {expected}"
+            )
+        return str(place)
     raise UserError(f"{key}: no file {path}; expected {expected}")
 
 
@@ -377,7 +464,10 @@ def _folder_exists(directory: Path, repository: Path) -> bool:
     return directory.parent.is_dir() or (repository / directory.parent).is_dir()
 
 
-def _check_hook(model: Config, layers: int | None, positions: int | None) -> None:
+def _check_hook(model: Config, facts: Config) -> None:
+    """Compare hook and context with what the model's configuration says, where it says it."""
+    layers = _count(model, facts, "n_layer", "num_hidden_layers")
+    positions = _count(model, facts, "n_positions", "max_position_embeddings")
     block = int(model["hook"].split(".")[1])
     if layers is not None and block >= layers:
         raise UserError(
@@ -391,42 +481,73 @@ def _check_hook(model: Config, layers: int | None, positions: int | None) -> Non
         )
 
 
+def _count(model: Config, facts: Config, *names: str) -> int | None:
+    """What the configuration of a language model gives under one of `names`, if it does."""
+    for name in names:
+        value = facts.get(name)
+        if value is None:
+            continue
+        if not _is_whole(None, value) or value < 1:
+            raise UserError(
+                f"language_model.path: {Path(model['path'])}: {name} in its config.json is "
+                f"{value!r}; expected a positive whole number"
+            )
+        return value
+    return None
+
+
 # --- schemas
 
 
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML ({reason})") from None
 
 
 def _read_numbers(values: Any, schema: Path) -> None:
     """Replace text by the number or truth value that the schema wants there, where it is one.
 
-    Snakemake reads everything inside a section given by --config as text, YAML 1.1 even 3e-3.
+    Snakemake reads everything inside a section given by --config as text, YAML 1.1 even 3e-3. A
+    whole number may be written 1e6 or 5.0, too.
     """
     truth = {"true": True, "false": False}
-    readers: dict[str, Callable[[str], Any]] = {
-        "integer": int,
+    readers: dict[str, Callable[[Any], Any]] = {
+        "integer": _whole,
         "number": float,
         "boolean": truth.__getitem__,
     }
-    for error in jsonschema.Draft202012Validator(_read_yaml(schema)).iter_errors(values):
+    for error in _Validator(_read_yaml(schema)).iter_errors(values):
         reader = readers.get(error.schema.get("type", ""))
-        if error.validator != "type" or reader is None or not isinstance(error.instance, str):
+        if error.validator != "type" or reader is None:
+            continue
+        if not isinstance(error.instance, (str, float)):
             continue
         *parents, last = error.absolute_path
         section = values
         for key in parents:
             section = section[key]
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(ValueError, KeyError, OverflowError):
             section[last] = reader(error.instance)
+
+
+def _whole(value: str | float) -> int:
+    """The whole number that is meant; ValueError or OverflowError where there is none."""
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)
+    number = float(value)
+    if number != int(number):
+        raise ValueError(f"{value} is not a whole number")
+    return int(number)
 
 
 def _validate(values: Any, schema: Path, where: str) -> None:
     """Raise UserError at the first value that the JSON schema in the file `schema` refuses."""
-    validator = jsonschema.Draft202012Validator(_read_yaml(schema))
+    validator = _Validator(_read_yaml(schema))
     errors = sorted(validator.iter_errors(values), key=lambda error: list(map(str, error.path)))
     if errors:
         raise UserError(where + _explain(errors[0]))

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l0plane.files import UserError, replacing, write_json
+from l0plane.files import UserError, matching_files, replacing, write_json
 from l0plane.hub import how_to_bring
 
 SPLITS = ("train", "validation", "test")
@@ -123,15 +123,14 @@ def file_documents(patterns: Iterable[str], column: str = "text") -> Iterator[Do
     each in the field or column named `column`.
     """
     for pattern in patterns:
-        anchor = Path(pattern).anchor
-        paths = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
-        if not paths:
-            raise UserError(f"corpus.paths: no file matches {pattern!r}")
-        for path in paths:
+        for path in matching_files(pattern):
             reader = _READERS.get(path.suffix)
             if reader is None:
                 raise UserError(f"{path}: expected a file ending in .txt, .jsonl or .parquet")
-            yield from reader(path, column)
+            try:
+                yield from reader(path, column)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _text_file(path: Path, column: str) -> Iterator[Document]:
@@ -156,8 +155,10 @@ def _jsonl_file(path: Path, column: str) -> Iterator[Document]:
                 continue
             try:
                 row = json.loads(_decode(raw, where))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not valid JSON ({error.msg})") from None
+            # Beside what is no JSON, numbers of too many digits and lists in lists without end.
+            except (ValueError, RecursionError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{where}: not valid JSON ({reason})") from None
             if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 raise UserError(f"{where}: expected an object with a string field {column!r}")
             text = row[column]
@@ -203,9 +204,8 @@ def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
             if number == spec["documents"]:
                 return
             if not isinstance(row.get(column), str):
-                raise UserError(
-                    f"corpus.column: {name} has no text column {column!r}; it has {sorted(row)}"
-                )
+                there = "is not a text" if column in row else f"is not there; it has {sorted(row)}"
+                raise UserError(f"corpus.column: {name}, row {number}: column {column!r} {there}")
             yield Document(f"{name}:{number}", row[column])
     # A RuntimeError is a loading script, which is not run.
     except (OSError, ValueError, RuntimeError) as error:

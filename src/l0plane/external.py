@@ -156,8 +156,8 @@ def subjects(
 
 
 def _saelens(directory: Path) -> External:
-    config = read_json(directory / CONFIG_FILE)
     autoencoder = Autoencoder.load(directory)
+    config = read_json(directory / CONFIG_FILE)
     if config.get("normalize_activations") == "expected_average_only_in":
         print(f"warning: {directory}: its activation scale is taken to be in the weights")
     # Before version 6 there was no section for metadata.
@@ -234,9 +234,9 @@ def _state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: not a state dictionary that can be read without running code "
-            f"({str(error).splitlines()[0]})"
+            f"{path}: not a state dictionary that can be read without running code ({reason})"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}; expected a state dictionary")

@@ -50,13 +50,38 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; raise UserError naming the file when it is missing or is not JSON."""
+    """Read a JSON file; raise UserError naming the file when it cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    # Beside what is no JSON, numbers of too many digits and lists in lists without end.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """The files that a path or glob of `corpus.paths` means, sorted.
+
+    Raises:
+        UserError: it is no pattern, there are none, or a folder is among them.
+    """
+    anchor = Path(pattern).anchor
+    try:
+        paths = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
+    except (ValueError, IndexError, NotImplementedError) as error:
+        raise UserError(f"corpus.paths: {pattern!r} is not a path or glob ({error})") from None
+    if not paths:
+        raise UserError(f"corpus.paths: no file matches {pattern!r}")
+    for path in paths:
+        if path.is_dir():
+            raise UserError(
+                f"corpus.paths: {pattern!r} matches the folder {path}; expected files only "
+                f"({path / '*.txt'}, say)"
+            )
+    return paths
 
 
 def sha256(path: str | Path) -> str:

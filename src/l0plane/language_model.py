@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from l0plane import model_directory
 from l0plane.files import UserError, sha256
 from l0plane.hub import how_to_bring
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: How far the shorter pass of `log_probabilities` may lie from the whole one, in logits.
 TOLERANCE = 1e-5
-#: What transformers and TransformerLens raise over a directory that they cannot make sense of.
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 class _Reached(Exception):
@@ -55,6 +52,10 @@ class LanguageModel:
                 f"language_model.hook: {hook} has shape {tuple(residual.shape)}; "
                 "expected [contexts, context, width], as at blocks.<layer>.hook_resid_post"
             )
+        if not torch.isfinite(residual).all():
+            raise UserError(
+                f"language_model.path: activations at {hook} are not finite; are the weights whole?"
+            )
         self.d_model: int = residual.shape[-1]
         self._skipped_blocks = 0
         self._skipped_blocks = self._blocks_to_skip(probe, residual)
@@ -66,19 +67,24 @@ class LanguageModel:
         """Load a model from a directory in Hugging Face layout, or by its name on the hub.
 
         Raises:
-            UserError: there is no such model, its weights are not safetensors, TransformerLens
+            UserError: there is no such model, its weights are not safetensors or are not those
+                that its configuration asks for, it comes with code of its own, TransformerLens
                 does not know the architecture, or the model has no such hook.
         """
-        directory = _directory(name_or_directory)
-        from transformer_lens.model_bridge import TransformerBridge
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+        directory = Path(name_or_directory)
+        if not directory.exists():
+            directory = _fetch(str(name_or_directory))
+        model_directory.check(directory)
         try:
-            bridge = TransformerBridge.boot_transformers(str(directory), device=str(device))
-        except LOADING_ERRORS as error:
+            bridge = _boot(directory, str(device))
+        except UserError:
+            raise
+        # transformers, tokenizers and TransformerLens raise errors of many types over a directory
+        # that they cannot make sense of, a bare Exception among them.
+        except Exception as error:
             raise UserError(
-                f"language_model.path: cannot load {name_or_directory}: {_first_line(error)}"
+                f"language_model.path: cannot load {name_or_directory}: "
+                f"{type(error).__name__}: {_first_line(error)}"
             ) from None
         bridge.eval().requires_grad_(False)
         if hook not in bridge.hook_dict:
@@ -195,21 +201,34 @@ def _skipping(blocks: Any, residual: Tensor, as_tuple: bool) -> Iterator[None]:
             del vars(block)["forward"]
 
 
-def _directory(name_or_directory: str | Path) -> Path:
-    """The directory that holds the model, fetched from the hub where a name is given."""
-    directory = Path(name_or_directory)
-    if not directory.is_dir():
-        directory = _fetch(str(name_or_directory))
-    if not (directory / "config.json").is_file():
-        raise UserError(f"language_model.path: {directory} has no config.json")
-    if not any((directory / name).is_file() for name in WEIGHTS):
-        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
-        detail = f"; {pickles[0]} is a pickle and is not opened" if pickles else ""
+def _boot(directory: Path, device: str) -> Any:
+    """TransformerLens' bridge to the model in a directory, all of whose weights are from there."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # Left to itself it draws what is missing at random and warns. Eager as TransformerLens has it.
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    model, found = loaded
+    for name, there, expected in sorted(found["mismatched_keys"]):
         raise UserError(
-            f"language_model.path: {directory} has no model.safetensors{detail} "
-            "(save_pretrained of transformers writes it)"
+            f"language_model.path: {directory}: tensor {name} has shape {tuple(there)}; "
+            f"expected {tuple(expected)} by config.json"
         )
-    return directory
+    for name in sorted(found["missing_keys"]):
+        raise UserError(f"language_model.path: {directory}: tensor {name} is missing")
+    return TransformerBridge.boot_transformers(
+        str(directory), hf_model=model.to(device), device=device, trust_remote_code=False
+    )
 
 
 def _fetch(name: str) -> Path:

@@ -103,6 +103,8 @@ def subject(
     """An autoencoder with what its rows say of it; `weights` is the file that it was read from."""
     provenance_file = weights.parent / PROVENANCE_FILE
     facts = read_json(provenance_file) if provenance_file.exists() else {}
+    if not isinstance(facts, dict):
+        raise UserError(f"{provenance_file}: expected a JSON object")
     provenance = {
         "training_tokens": facts.get("training_tokens", math.nan),
         "learning_rate": facts.get("learning_rate", math.nan),

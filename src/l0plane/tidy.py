@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from l0plane.files import replacing
+from l0plane.files import UserError, replacing
 
 
 def arrange(
@@ -19,8 +19,13 @@ def arrange(
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Read a table."""
-    return pd.read_csv(path) if Path(path).suffix == ".csv" else pd.read_parquet(path)
+    """Read a table; UserError naming the file where it is none."""
+    try:
+        return pd.read_csv(path) if Path(path).suffix == ".csv" else pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not a readable table ({error})") from None
 
 
 def write(table: pd.DataFrame, path: str | Path) -> None:

@@ -39,14 +39,15 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a language model given by directory or hub id.
 
     Raises:
-        UserError: there is none at that place.
+        UserError: there is none at that place, it is broken or would need code of its own.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_directory))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_directory), trust_remote_code=False)
+    # Of many types: tokenizers raises a bare Exception over a broken file.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         is_name = not Path(name_or_directory).is_dir()
         remedy = f".\n{how_to_bring(str(name_or_directory), 'model')}" if is_name else ""
         raise UserError(

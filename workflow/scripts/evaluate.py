@@ -80,7 +80,7 @@ with job(snakemake):
             tables["curve_contexts"].append(tidy.arrange(contexts, keys, provenance))
         if not params.external:
             log = directory / "training.csv"
-            training = pd.read_csv(log) if log.exists() else pd.DataFrame()
+            training = tidy.read(log) if log.exists() else pd.DataFrame()
             training = training.reindex(columns=LOG_COLUMNS)
             tables["training"].append(tidy.arrange(training, keys, provenance))
     for name, pieces in tables.items():

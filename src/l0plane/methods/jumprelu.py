@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, JumpReLU
+from l0plane.files import UserError
 from l0plane.methods.base import Loss, Method, Parameters, squared_error
 
 
@@ -49,6 +50,12 @@ class JumpReLUMethod(Method):
 
     def extra_parameters(self, n: int) -> Parameters:
         """`b_enc`, zero, and the logarithm of each threshold."""
+        for name in ("threshold", "bandwidth"):
+            if self.hyperparameters[name] <= 0:
+                raise UserError(
+                    f"hyperparameters.jumprelu.{name}: {self.hyperparameters[name]}; "
+                    "expected a number above 0"
+                )
         start = math.log(self.hyperparameters["threshold"])
         return {"encoder_bias": torch.zeros(n), "log_threshold": torch.full((n,), start)}
 
