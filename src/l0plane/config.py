@@ -107,6 +107,10 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
         measured = [*config["methods"], *external]
         config[section]["methods"] = [name for name in measured if name in asked]
     _check_levels(config)
+    if config["training"]["stream_buffer_tokens"]:
+        buffer = config["training"]["stream_buffer_tokens"]
+        batch = config["training"]["batch_tokens"]
+        _at_most("training.batch_tokens", batch, "training.stream_buffer_tokens", buffer)
     _check_hyperparameters(config["hyperparameters"], methods)
     _check_language_model(config, repository)
     _check_external(config, methods)
@@ -274,7 +278,7 @@ def _check_levels(config: Config) -> None:
 
 def _check_external(config: Config, methods: dict[str, Config]) -> None:
     """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
-    width = _residual_width(config)
+    width = residual_width(config)
     for name, entry in config["external"].items():
         key = f"external.{name}"
         if name in methods:
@@ -297,7 +301,7 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
                 )
 
 
-def _residual_width(config: Config) -> int | None:
+def residual_width(config: Config) -> int | None:
     """The width of the activations where a file says it and the hook is in the residual stream."""
     model = config["language_model"]
     if "resid" not in model["hook"]:
