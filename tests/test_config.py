@@ -99,6 +99,16 @@ WRONG = {
         {"corpus": {"packages": ["no-such-package"]}},
         "corpus.packages: 'no-such-package' is not installed",
     ),
+    "buffer smaller than a batch": (
+        {"training": {"stream_buffer_tokens": 100}},
+        "training.batch_tokens: 512",
+        "at most training.stream_buffer_tokens, 100",
+    ),
+    "checkpoints without a pause": (
+        {"execution": {"checkpoint_minutes": 0}},
+        "execution.checkpoint_minutes: 0",
+        "above 0",
+    ),
     "splits that leave nothing": (
         {"corpus": {"validation": 0.5, "test": 0.5}},
         "corpus.validation and corpus.test",

@@ -35,14 +35,17 @@ class Sparse:
         chosen = torch.rand(rows, 32, generator=generator).topk(3).indices
         x = (atoms[chosen] * (0.5 + torch.rand(rows, 3, 1, generator=generator))).sum(1)
         self.x = torch.nn.functional.normalize(x)
+        self.manifest = {"rows": rows}
 
     def sample(self, rows):
         return self.x[:rows]
 
-    def batches(self, batch_tokens, tokens, seed):
+    def batches(self, batch_tokens, tokens, seed, start=0):
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(tokens // batch_tokens):
-            yield self.x[torch.randint(len(self.x), (batch_tokens,), generator=generator)]
+        for number in range(tokens // batch_tokens):
+            rows = torch.randint(len(self.x), (batch_tokens,), generator=generator)
+            if number >= start:
+                yield self.x[rows]
 
 
 STORE = Sparse()
@@ -111,11 +114,11 @@ def test_a_given_lambda_rises_in_a_tenth_of_the_training_and_stays():
 
 def test_a_diverging_run_stops_and_says_what_to_lower():
     class Broken(Sparse):
-        def batches(self, *arguments):
-            for number, x in enumerate(super().batches(*arguments)):
+        def batches(self, *arguments, **more):
+            for number, x in enumerate(super().batches(*arguments, **more)):
                 yield x if number < 5 else x * math.nan
 
-    with pytest.raises(UserError, match=r"topk n=48 l0=3 seed=0: .* at step 5 .* lower the learn"):
+    with pytest.raises(UserError, match=r"topk n=48 L0=3 seed=0: .* at step 5 .* lower the learn"):
         train("topk", Broken(), N, 3, 0, SETTINGS, HYPERPARAMETERS)
 
 

@@ -1,5 +1,6 @@
 """The workflow: its plan, its style, what it says to mistakes, and all of it at toy size."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -29,13 +30,22 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["--configfile", SMOKE], ["--configfile", GPT2], ["tune"], ["language_model"]],
+    ("arguments", "jobs"),
+    [
+        ([], {"train_topk": 10, "train_relu_scaled": 10}),
+        (["--configfile", SMOKE], {"train_topk": 2, "search_lambda": 10}),
+        # A stream trains all levels in one job; what starts from another's result reads the disk.
+        (["--configfile", GPT2], {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12}),
+        (["tune"], {"choose_tuning": 1}),
+        (["language_model"], {"train_language_model": 1}),
+    ],
 )
-def test_there_is_a_plan(tmp_path, arguments):
+def test_there_is_a_plan(tmp_path, arguments, jobs):
     done = snakemake(tmp_path, "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout
     assert "Job stats:" in done.stdout
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
+    assert {job: int(planned.get(job, 0)) for job in jobs} == jobs
 
 
 def test_style():

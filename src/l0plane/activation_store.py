@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,13 @@ def write(
 def _activations(
     contexts: np.ndarray, language_model: LanguageModel, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Raw and preprocessed activations, each `[rows, d]`, in the order of the contexts."""
-    batch = max(1, PASS_TOKENS // contexts.shape[1])
+    """What `passes` gives, on the CPU, with the progress that is made."""
     started = reported = time.perf_counter()
-    for start in range(0, len(contexts), batch):
-        tokens = torch.from_numpy(contexts[start : start + batch])
-        original = language_model.residual(tokens)[:, first:]
-        x = normalise(original)[0]
-        yield original.flatten(0, 1).float().cpu(), x.flatten(0, 1).float().cpu()
-        done, now = start + len(tokens), time.perf_counter()
+    done = 0
+    for original, x in passes(contexts, language_model, first):
+        yield original.cpu(), x.cpu()
+        now = time.perf_counter()
+        done += len(x) // (contexts.shape[1] - first)
         if now - reported > PROGRESS_SECONDS or done == len(contexts):
             reported, elapsed = now, now - started
             print(
@@ -134,6 +133,38 @@ def _activations(
                 f"{elapsed / done * (len(contexts) - done):.0f} s left",
                 flush=True,
             )
+
+
+def passes(
+    contexts: np.ndarray, language_model: LanguageModel, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Raw and preprocessed activations, float32 `[rows, d]` each, in the order of the contexts.
+
+    Positions before `first` are left out of every context.
+    """
+    batch = max(1, PASS_TOKENS // contexts.shape[1])
+    for start in range(0, len(contexts), batch):
+        tokens = torch.from_numpy(contexts[start : start + batch])
+        original = language_model.residual(tokens)[:, first:]
+        x = normalise(original)[0]
+        yield original.flatten(0, 1).float(), x.flatten(0, 1).float()
+
+
+def batched(pieces: Iterator[Tensor], batch_tokens: int, batches: int) -> Iterator[Tensor]:
+    """Cut `pieces`, each `[some, d]`, into so many batches `[batch_tokens, d]`."""
+    pending: list[Tensor] = []
+    while batches > 0:
+        rows = next(pieces)
+        while len(rows):
+            missing = batch_tokens - sum(map(len, pending))
+            pending.append(rows[:missing])
+            rows = rows[missing:]
+            if len(pending[-1]) == missing:
+                yield pending[0] if len(pending) == 1 else torch.cat(pending)
+                pending = []
+                batches -= 1
+                if not batches:
+                    return
 
 
 class ActivationStore:
@@ -166,28 +197,17 @@ class ActivationStore:
             ) from None
         self._checked: set[int] = set()
 
-    def batches(self, batch_tokens: int, tokens: int, seed: int) -> Iterator[Tensor]:
+    def batches(
+        self, batch_tokens: int, tokens: int, seed: int, start: int = 0
+    ) -> Iterator[Tensor]:
         """Yield whole batches, float32 `[batch_tokens, d]`, of `tokens` activations at most.
 
         Every epoch visits each activation once, in an order of its own given by `seed`; a batch
-        may span two epochs. Shards are mapped, not read whole.
+        may span two epochs. Shards are mapped, not read whole. The first `start` batches are left
+        out, unread.
         """
-        remaining = tokens // batch_tokens
-        pending: list[Tensor] = []
-        epoch = 0
-        while remaining:
-            for rows in self._epoch(np.random.default_rng([seed, epoch]), batch_tokens):
-                while len(rows):
-                    missing = batch_tokens - sum(map(len, pending))
-                    pending.append(rows[:missing])
-                    rows = rows[missing:]
-                    if len(pending[-1]) == missing:
-                        yield pending[0] if len(pending) == 1 else torch.cat(pending)
-                        pending = []
-                        remaining -= 1
-                        if not remaining:
-                            return
-            epoch += 1
+        pieces = self._pieces(batch_tokens, seed, start * batch_tokens)
+        return batched(pieces, batch_tokens, tokens // batch_tokens - start)
 
     def sample(self, rows: int) -> Tensor:
         """The first `rows` activations (all, if there are fewer), `[rows, d]`: a random sample."""
@@ -199,12 +219,19 @@ class ActivationStore:
                 break
         return torch.cat(pieces)
 
-    def _epoch(self, order: np.random.Generator, piece: int) -> Iterator[Tensor]:
-        for index in order.permutation(len(self._shards)):
-            shard = self._shard(index)
-            rows = torch.from_numpy(order.permutation(len(shard))).to(self.device)
-            for start in range(0, len(rows), piece):
-                yield shard[rows[start : start + piece]]
+    def _pieces(self, size: int, seed: int, skip: int) -> Iterator[Tensor]:
+        """Endless activations, at most `size` at a time, after the first `skip`."""
+        first, skip = divmod(skip, self.tokens)
+        for epoch in count(first):
+            order = np.random.default_rng([seed, epoch])
+            for index in order.permutation(len(self._shards)):
+                rows = order.permutation(self._shards[index][1])
+                if skip < len(rows):
+                    shard = self._shard(index)
+                    places = torch.from_numpy(rows[skip:]).to(self.device)
+                    for start in range(0, len(places), size):
+                        yield shard[places[start : start + size]]
+                skip = max(0, skip - len(rows))
 
     def _shard(self, index: int) -> Tensor:
         name, rows, expected = self._shards[index]

@@ -8,6 +8,7 @@ constant sqrt(d - 1); saving folds that constant into the weights and loading ta
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,17 @@ class Autoencoder:
             replace(function, **tensors),  # type: ignore[arg-type]  # none for ReLU, TopK
             self.normalisation,
         )
+
+    def digest(self) -> str:
+        """SHA-256 of all its tensors."""
+        function = vars(self.activation_function).values()
+        tensors = (
+            value for value in (*vars(self).values(), *function) if isinstance(value, Tensor)
+        )
+        hashed = hashlib.sha256()
+        for tensor in tensors:
+            hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
 
     @property
     def n(self) -> int:

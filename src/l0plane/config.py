@@ -345,6 +345,8 @@ def _check_budgets(config: Config) -> None:
         "training.tokens / training.batch_tokens",
         steps,
     )
+    if buffer := training["stream_buffer_tokens"]:
+        _at_most(*batch, "training.stream_buffer_tokens", buffer)
 
 
 def _check_learning_rate(where: str, values: dict[str, float]) -> None:
@@ -356,7 +358,7 @@ def _check_learning_rate(where: str, values: dict[str, float]) -> None:
 
 def _check_external(config: Config, methods: dict[str, Config]) -> None:
     """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
-    width = _residual_width(config)
+    width = residual_width(config)
     for name, entry in config["external"].items():
         key = f"external.{name}"
         if name in methods:
@@ -385,7 +387,7 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
                 )
 
 
-def _residual_width(config: Config) -> int | None:
+def residual_width(config: Config) -> int | None:
     """The width of the activations where a file says it and the hook is in the residual stream."""
     model = config["language_model"]
     if "resid" not in model["hook"]:

@@ -1,4 +1,4 @@
-"""Training one autoencoder on stored activations.
+"""Training autoencoders, one or several at a time, on one course of batches.
 
 The loop is the same for every method (Gao et al. 2024, Appendix A): Adam, clipped gradients, unit
 decoder rows, a moving average of the weights that is what gets evaluated, dead latents counted in
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from l0plane import kernels
+from l0plane import __version__, kernels
 from l0plane.autoencoder import Autoencoder
+from l0plane.checkpoint import Checkpoint, State
 from l0plane.files import UserError
 from l0plane.kernels import AdamState
 from l0plane.methods import METHODS, Method, Parameters
@@ -33,13 +35,219 @@ class Diverged(UserError):
 
 
 class Batches(Protocol):
-    """Where training activations come from (`activation_store.ActivationStore`)."""
+    """Where training activations come from: an `ActivationStore` or an `ActivationStream`."""
 
-    def batches(self, batch_tokens: int, tokens: int, seed: int) -> Any:
-        """An iterator of activations `[batch_tokens, d]`, `tokens` in all."""
+    manifest: dict[str, Any]
+    """What they are."""
+
+    def batches(self, batch_tokens: int, tokens: int, seed: int, start: int = 0) -> Any:
+        """An iterator of activations `[batch_tokens, d]`, `tokens` in all, from batch `start` on.
+
+        Which batch comes at which place depends on nothing but these numbers.
+        """
 
     def sample(self, rows: int) -> Tensor:
         """Some activations `[rows, d]`."""
+
+
+class Training:
+    """One autoencoder on its way: give `step` its batches, then call `finish`.
+
+    Args:
+        name: of the method, a key of `METHODS`.
+        sample: training activations `[rows, d]` to initialise from, on the device to train on.
+        n: how many latents.
+        l0: the L0 asked for: `k`, or what a penalty is steered to if it has no `lambda`.
+        seed: of the initial directions.
+        settings: the configuration's `training` section.
+        hyperparameters: `learning_rate` (at this n) and the method's own; `lambda`, if given, is
+            the factor of the penalty, constant after its warm-up, in place of one that is steered
+            to `l0`.
+        base: the trained autoencoder that a method derives from.
+
+    Attributes:
+        batch_tokens: activations in a batch.
+        steps: how many batches there are to be.
+        seconds: what it took so far, its share of the waiting for batches included.
+        subject: all that the result depends on beside the batches, for checkpoints.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sample: Tensor,
+        n: int,
+        l0: float,
+        seed: int,
+        settings: dict[str, Any],
+        hyperparameters: dict[str, Any],
+        base: Autoencoder | None = None,
+    ):
+        started = time.perf_counter()
+        self.title = f"{name} n={n} L0={l0:g} seed={seed}"
+        self.settings, self.hyperparameters = settings, hyperparameters
+        self.batch_tokens: int = settings["batch_tokens"]
+        self.steps = max(1, settings["tokens"] // self.batch_tokens)
+        self.subject = {
+            "training": self.title,
+            "settings": settings,
+            "hyperparameters": hyperparameters,
+            "base": None if base is None else base.digest(),
+            "version": __version__,
+        }
+        self._method = METHODS[name](l0, hyperparameters)
+        if base is not None:
+            self._method.base = base.to(sample.device)  # type: ignore[attr-defined]
+        generator = torch.Generator().manual_seed(seed)
+        variance = (sample - sample.mean(0)).square().sum(1).mean().item()
+        parameters = self._method.initialise(sample, n, generator)
+        self._trainer = _Trainer(self._method, parameters, variance, settings)
+        self._controller = PenaltyController(l0, self.steps, self._method.l0_delay)
+        self._log = _Log(self.steps, self.batch_tokens, self.title)
+        self._factor = math.nan
+        self.seconds = time.perf_counter() - started
+
+    @property
+    def done(self) -> int:
+        """How many steps were taken."""
+        return self._trainer.steps
+
+    def step(self, x: Tensor) -> None:
+        """Take the next batch `x [batch_tokens, d]`.
+
+        Raises:
+            Diverged: says at which step and what to lower.
+        """
+        started = time.perf_counter()
+        step = self.done
+        rate = self.hyperparameters["learning_rate"] * _schedule(step, self.steps, self.settings)
+        factor = (
+            self.hyperparameters["lambda"] * warm_up(step, self.steps)
+            if "lambda" in self.hyperparameters
+            else self._controller.value
+        )
+        facts = self._trainer.step(x, rate, factor)
+        if not math.isfinite(facts["loss"]) or not math.isfinite(facts["gradient_norm"]):
+            raise Diverged(
+                f"{self.title}: the loss is no longer finite at step "
+                f"{step} (learning rate {rate:.3g}); lower the learning rate"
+            )
+        facts["lambda"] = self._factor = factor if self._trainer.penalised else math.nan
+        self._controller.observe(facts["l0"])
+        self._log.add(step, facts)
+        self.seconds += time.perf_counter() - started
+
+    def finish(self, batches: Iterable[Tensor]) -> Trained:
+        """The result; `batches` of training activations are there for estimates."""
+        started = time.perf_counter()
+        averaged = {key: state.ema for key, state in self._trainer.states.items()}
+        autoencoder = self._method.finish(averaged, batches)
+        self.seconds += time.perf_counter() - started
+        penalised = self._trainer.penalised
+        record = {
+            "lambda": self._factor if penalised else None,
+            "lambda_steered": "lambda" not in self.hyperparameters if penalised else None,
+            "training_tokens": self.steps * self.batch_tokens,
+            "training_steps": self.steps,
+            "training_seconds": round(self.seconds, 2),
+            **{key: value for key, value in self.hyperparameters.items() if key != "lambda"},
+        }
+        return Trained(autoencoder, self._log.table(), record)
+
+    def state(self) -> State:
+        """All that the next steps depend on; the order of the batches follows from `done`."""
+        trainer = self._trainer
+        tensors = {
+            f"{key}.{name}": tensor
+            for key, state in trainer.states.items()
+            for name, tensor in (
+                ("parameter", trainer.parameters[key]),
+                ("mean", state.mean),
+                ("square", state.square),
+                ("ema", state.ema),
+            )
+        }
+        if trainer.silent_tokens is not None:
+            tensors["silent_tokens"] = trainer.silent_tokens
+        facts = {
+            "steps": trainer.steps,
+            "penalised": trainer.penalised,
+            "factor": self._factor,
+            "memory": self._method.memory,
+            "controller": vars(self._controller),
+            "log": {"rows": self._log.rows, "pending": self._log.pending},
+            "seconds": self.seconds,
+        }
+        return tensors, facts
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave, of a training with the same arguments."""
+        tensors, facts = state
+        trainer = self._trainer
+        for key, own in trainer.states.items():
+            trainer.parameters[key].detach().copy_(tensors[f"{key}.parameter"])
+            for name in ("mean", "square", "ema"):
+                getattr(own, name).copy_(tensors[f"{key}.{name}"])
+        device = next(iter(trainer.parameters.values())).device
+        trainer.silent_tokens = tensors["silent_tokens"].to(device)
+        trainer.steps, trainer.penalised = facts["steps"], facts["penalised"]
+        self._factor = facts["factor"]
+        self._method.memory = facts["memory"]
+        vars(self._controller).update(facts["controller"])
+        self._log.go_on(**facts["log"])
+        self.seconds = facts["seconds"]
+
+
+class Trained(NamedTuple):
+    """What a training leaves."""
+
+    autoencoder: Autoencoder
+    """With the averaged weights."""
+    log: pd.DataFrame
+    """A row every `LOG_LINES`-th part of the training, `LOG_COLUMNS`."""
+    facts: dict[str, Any]
+    """For its provenance."""
+
+
+def train_together(
+    trainings: Sequence[Training],
+    source: Batches,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[Trained]:
+    """Feed one course of batches to all `trainings`; then yield their results, one by one.
+
+    Each becomes what it would have become alone. All have the same `training` settings.
+
+    Args:
+        trainings: none of them begun.
+        source: of the batches.
+        seed: of their order.
+        checkpoint: where a killed job has left its state, if it has; it is written from now on.
+            Its owner removes it when the results are safe.
+
+    Raises:
+        Diverged: as `Training.step` does.
+    """
+    first = trainings[0]
+    course = (first.batch_tokens, first.steps * first.batch_tokens, seed)
+    if checkpoint is not None:
+        subjects = [training.subject for training in trainings]
+        checkpoint.restore(trainings, {"trainings": subjects, "data": source.manifest})
+        if first.done:
+            print(f"going on after step {first.done} of {first.steps}", flush=True)
+    batches = source.batches(*course, start=first.done)
+    while first.done < first.steps:
+        started = time.perf_counter()
+        x = next(batches)
+        waited = time.perf_counter() - started
+        for training in trainings:
+            training.seconds += waited / len(trainings)
+            training.step(x)
+        if checkpoint is not None:
+            checkpoint.save_if_due(trainings)
+    for training in trainings:
+        yield training.finish(source.batches(*course))
 
 
 def train(
@@ -51,68 +259,18 @@ def train(
     settings: dict[str, Any],
     hyperparameters: dict[str, Any],
     base: Autoencoder | None = None,
-) -> tuple[Autoencoder, pd.DataFrame, dict[str, Any]]:
-    """Train one autoencoder, on the device where the store's activations are.
+) -> Trained:
+    """Train one autoencoder on the device where the store's activations are.
 
-    Args:
-        name: of the method, a key of `METHODS`.
-        store: training activations.
-        n: how many latents.
-        l0: the L0 asked for: `k`, or what a penalty is steered to if it has no `lambda`.
-        seed: of the initial directions and the order of the activations.
-        settings: the configuration's `training` section.
-        hyperparameters: `learning_rate` (at this n) and the method's own; `lambda`, if given, is
-            the factor of the penalty, constant after its warm-up, in place of one that is steered
-            to `l0`.
-        base: the trained autoencoder that a method derives from.
-
-    Returns:
-        The autoencoder (averaged weights), the training log, and facts for its provenance.
+    Arguments as for `Training`; `store` gives the sample, and the batches in the order of `seed`.
 
     Raises:
         Diverged: says at which step and what to lower.
     """
-    started = time.perf_counter()
-    method = METHODS[name](l0, hyperparameters)
-    generator = torch.Generator().manual_seed(seed)
     sample = store.sample(INITIALISATION_ROWS)
-    if base is not None:
-        method.base = base.to(sample.device)  # type: ignore[attr-defined]
-    variance = (sample - sample.mean(0)).square().sum(1).mean().item()
-    trainer = _Trainer(method, method.initialise(sample, n, generator), variance, settings)
-    batch_tokens = settings["batch_tokens"]
-    steps = max(1, settings["tokens"] // batch_tokens)
-    controller = PenaltyController(l0, steps, method.l0_delay)
-    log = _Log(steps, batch_tokens, f"{name} n={n} L0={l0:g} seed={seed}")
-    peak = hyperparameters["learning_rate"]
-    for step, x in enumerate(store.batches(batch_tokens, steps * batch_tokens, seed)):
-        rate = peak * _schedule(step, steps, settings)
-        factor = (
-            hyperparameters["lambda"] * warm_up(step, steps)
-            if "lambda" in hyperparameters
-            else controller.value
-        )
-        facts = trainer.step(x, rate, factor)
-        if not math.isfinite(facts["loss"]) or not math.isfinite(facts["gradient_norm"]):
-            raise Diverged(
-                f"{name} n={n} l0={l0:g} seed={seed}: the loss is no longer finite at step "
-                f"{step} (learning rate {rate:.3g}); lower the learning rate"
-            )
-        facts["lambda"] = factor if trainer.penalised else math.nan
-        controller.observe(facts["l0"])
-        log.add(step, facts)
-    averaged = {key: state.ema for key, state in trainer.states.items()}
-    finish_batches = store.batches(batch_tokens, steps * batch_tokens, seed)
-    autoencoder = method.finish(averaged, finish_batches)
-    record = {
-        "lambda": factor if trainer.penalised else None,
-        "lambda_steered": "lambda" not in hyperparameters if trainer.penalised else None,
-        "training_tokens": steps * batch_tokens,
-        "training_steps": steps,
-        "training_seconds": round(time.perf_counter() - started, 2),
-        **{key: value for key, value in hyperparameters.items() if key != "lambda"},
-    }
-    return autoencoder, log.table(), record
+    training = Training(name, sample, n, l0, seed, settings, hyperparameters, base)
+    (trained,) = train_together([training], store, seed)
+    return trained
 
 
 def learning_rate(hyperparameters: dict[str, float], n: int, reference_n: int) -> float:
@@ -221,6 +379,12 @@ class _Log:
         self.rows: list[dict[str, float]] = []
         self.pending: list[dict[str, float]] = []
         self.started = time.perf_counter()
+        self.first = 0
+
+    def go_on(self, rows: list[dict[str, float]], pending: list[dict[str, float]]) -> None:
+        """Continue a log that a killed job has begun."""
+        self.rows, self.pending = rows, pending
+        self.first = (int(rows[-1]["step"]) if rows else 0) + len(pending)
 
     def add(self, step: int, facts: dict[str, float]) -> None:
         self.pending.append(facts)
@@ -231,12 +395,12 @@ class _Log:
         self.pending.clear()
         self.rows.append({"step": done, "tokens": done * self.batch_tokens, **mean})
         if len(self.rows) % 5 == 0 or done == self.steps:
-            elapsed = time.perf_counter() - self.started
+            per_step = (time.perf_counter() - self.started) / (done - self.first)
             print(
                 f"{self.title}: step {done}/{self.steps}  nMSE {mean['nmse']:.4f}  "
                 f"L0 {mean['l0']:.1f}  dead {mean['dead_fraction']:.1%}  "
-                f"{done * self.batch_tokens / elapsed:,.0f} tokens/s  "
-                f"{elapsed / done * (self.steps - done):.0f} s left",
+                f"{self.batch_tokens / per_step:,.0f} tokens/s  "
+                f"{per_step * (self.steps - done):.0f} s left",
                 flush=True,
             )
 

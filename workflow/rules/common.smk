@@ -110,11 +110,48 @@ def lambda_table(method):
     return own if config["lambdas"] == l0config.MEASURE else config["lambdas"]
 
 
+def lambda_tables(method):
+    """Where the constant lambdas of all levels of a method are read."""
+    table = lambda_table(method)
+    levels = l0config.levels(config)
+    return sorted({table.format(n=level.n, l0=level.l0) for level in levels} if table else [])
+
+
+def streamed_methods():
+    """The methods whose levels are trained together; none if activations are read from disk.
+
+    A method that derives from another, or whose rule runs a script of its own, is trained on
+    stored activations as ever.
+    """
+    if not config["training"]["stream_buffer_tokens"]:
+        return []
+    shared = {rule.name for rule in workflow.rules if rule.script == "../../scripts/train.py"}
+    return [
+        method
+        for method in config["methods"]
+        if f"train_{method}" in shared and "derived_from" not in METHODS[method]
+    ]
+
+
+def streamed_mem_mb():
+    """Memory of a job that trains all levels: the language model, a buffer, and the trainings."""
+    width = l0config.residual_width(config) or 1024
+    rows = config["training"]["stream_buffer_tokens"] + 2 * config["training"]["batch_tokens"]
+    latents = sum(level.n for level in l0config.levels(config))
+    # Of encoder and decoder each: values, gradients, two moments, the average.
+    return 4000 + 4 * width * (rows + 2 * 5 * latents) // 10**6
+
+
 # --- measurements and tuning
 
 
-def autoencoders_of(method):
-    """The files of all autoencoders of a method, or of an entry of `external`."""
+def plain(levels):
+    """Levels as a script gets them: lists of n, asked L0 and seed."""
+    return [[level.n, level.l0, level.seed] for level in levels]
+
+
+def autoencoders_of(method, *more):
+    """The files of all autoencoders of a method, `more` as for `autoencoder`; or of `external`."""
     if method in config["external"]:
         return {"elsewhere": local_files(config["external"][method])}
     return {
@@ -122,7 +159,7 @@ def autoencoders_of(method):
             path.format(n=level.n, l0=level.l0, seed=level.seed)
             for level in l0config.levels(config)
         ]
-        for name, path in autoencoder(method).items()
+        for name, path in autoencoder(method, *more).items()
     }
 
 
@@ -136,10 +173,7 @@ def measurements(method):
 
 
 def measurement_params(method):
-    """What `scripts/evaluate.py` needs to know; levels are lists of n, asked L0 and seed, or all."""
-
-    def plain(levels):
-        return [[level.n, level.l0, level.seed] for level in levels]
+    """What `scripts/evaluate.py` needs to know; levels are `plain`, or all."""
 
     def asked_in(section):
         if method not in config[section]["methods"]:

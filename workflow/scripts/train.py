@@ -1,53 +1,93 @@
-"""One autoencoder of a built-in method.
+"""Autoencoders of a built-in method: one on stored activations, or all levels on a stream.
 
-Reads stored activations (and the autoencoder that the method derives from, and the lambda that was
-found for a penalty); writes a SAELens directory, its provenance and the training log.
+Reads stored activations (and the autoencoder that the method derives from, and the lambdas that
+were found for a penalty; for a stream, the contexts and the language model); writes, for each, a
+SAELens directory, its provenance and the training log. While it runs, a checkpoint lies beside the
+log; a job that was killed goes on from there.
 """
 
 from pathlib import Path
 
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
+from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder
+from l0plane.checkpoint import Checkpoint
 from l0plane.device import available_device
 from l0plane.files import read_json
 from l0plane.jobs import job
+from l0plane.language_model import LanguageModel
 from l0plane.measuring import training_provenance
-from l0plane.training import learning_rate, train
+from l0plane.tokens import load_contexts
+from l0plane.training import INITIALISATION_ROWS, Training, learning_rate, train_together
 from l0plane.tuning import read_lambda
+
+
+def listed(files):
+    """The files as a list, be they one, many or none."""
+    return [files] if isinstance(files, str) else list(files or [])
+
 
 with job(snakemake):
     params = snakemake.params
-    n, l0, seed = (int(snakemake.wildcards[name]) for name in ("n", "l0", "seed"))
-    hyperparameters = dict(params.hyperparameters)
-    hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
-    store = ActivationStore(snakemake.input.activations, available_device())
-    if table := snakemake.input.get("lambdas"):
-        subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
-        level = {"method": params.method, "n": n, "l0_target": l0, **subject}
-        found = read_lambda(table, level, params.settings, hyperparameters["learning_rate"])
-        if found is None:
-            print(f"{table} knows no lambda for this level, text, model and training: steering it")
-        else:
-            hyperparameters["lambda"] = found
+    wildcards = snakemake.wildcards
+    levels = params.get("levels") or [[int(wildcards[name]) for name in ("n", "l0", "seed")]]
+    store = source = ActivationStore(snakemake.input.activations, available_device())
+    if contexts := snakemake.input.get("contexts"):
+        language_model = LanguageModel.load(
+            params.language_model_path, store.manifest["hook"], store.device
+        )
+        buffer_tokens = params.settings["stream_buffer_tokens"]
+        source = ActivationStream(store, load_contexts(contexts), language_model, buffer_tokens)
     base = snakemake.input.get("base")
-    autoencoder, log, facts = train(
-        params.method,
-        store,
-        n,
-        l0,
-        seed,
-        params.settings,
-        hyperparameters,
-        base=Autoencoder.load(Path(base).parent) if base else None,
+    sample = store.sample(INITIALISATION_ROWS)
+    trainings = []
+    for n, l0, seed in levels:
+        hyperparameters = dict(params.hyperparameters)
+        hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
+        tables = listed(snakemake.input.get("lambdas"))
+        if tables:
+            subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
+            level = {"method": params.method, "n": n, "l0_target": l0, **subject}
+            known = (
+                read_lambda(table, level, params.settings, hyperparameters["learning_rate"])
+                for table in tables
+            )
+            found = next((value for value in known if value is not None), None)
+            if found is None:
+                print(
+                    f"no lambda is known for n={n} L0={l0}, this text, model and training in "
+                    f"{', '.join(tables)}: steering it"
+                )
+            else:
+                hyperparameters["lambda"] = found
+        trainings.append(
+            Training(
+                params.method,
+                sample,
+                n,
+                l0,
+                seed,
+                params.settings,
+                hyperparameters,
+                base=Autoencoder.load(Path(base).parent) if base else None,
+            )
+        )
+    checkpoint = Checkpoint(
+        Path(snakemake.log[0]).with_suffix(".checkpoint"),
+        snakemake.config["execution"]["checkpoint_minutes"],
     )
-    if base:  # what it cost includes what it started from
-        earlier = read_json(snakemake.input.base_provenance)
-        for cost in ("training_tokens", "training_seconds"):
-            facts[cost] += earlier[cost]
-    keys = {"run": params.run, "method": params.method, "n": n, "l0_target": l0, "seed": seed}
-    autoencoder.save(
-        Path(snakemake.output.cfg).parent,
-        training_provenance(keys, facts, store, params.language_model),
-    )
-    tidy.write(tidy.arrange(log, keys), snakemake.output.training)
+    # A stream has one order for all; a training on stored activations has its seed's.
+    results = train_together(trainings, source, levels[0][2], checkpoint)
+    places = [Path(path).parent for path in listed(snakemake.output.cfg)]
+    for (n, l0, seed), directory, (autoencoder, log, facts) in zip(
+        levels, places, results, strict=True
+    ):
+        if base:  # what it cost includes what it started from
+            earlier = read_json(snakemake.input.base_provenance)
+            for cost in ("training_tokens", "training_seconds"):
+                facts[cost] += earlier[cost]
+        keys = {"run": params.run, "method": params.method, "n": n, "l0_target": l0, "seed": seed}
+        autoencoder.save(directory, training_provenance(keys, facts, store, params.language_model))
+        tidy.write(tidy.arrange(log, keys), directory / "training.csv")
+    checkpoint.remove()

@@ -45,6 +45,8 @@ class Method(ABC):
     def __init__(self, l0: float, hyperparameters: dict[str, Any]):
         self.l0 = l0
         self.hyperparameters = hyperparameters
+        #: Numbers that a method remembers from step to step, beside its parameters.
+        self.memory: dict[str, float] = {}
 
     def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
         """Parameters before training, from a data sample `[rows, d]` (Appendix A.1).

@@ -25,10 +25,6 @@ class BatchTopKMethod(Method):
 
     auxk = True
 
-    #: A lower bound of this batch's threshold, guessed from the last one: it spares the selection
-    #: most candidates. A guess that turns out too high is dropped, so the result is exact.
-    _guess = 0.0
-
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k B` largest."""
         code = self._select(parameters, x)
@@ -38,18 +34,21 @@ class BatchTopKMethod(Method):
     def _select(self, p: Parameters, x: Tensor) -> Code:
         count = round(self.l0 * len(x))
         encoded = (x, p["pre_bias"], p["encoder"])
-        candidates = kernels.encode_above(*encoded, threshold=self._guess)
-        if len(candidates.values) < count and self._guess > 0:
+        # A lower bound of this batch's threshold, guessed from the last one, spares the selection
+        # most candidates. A guess that turns out too high is dropped, so the result is exact.
+        guess = self.memory.get("guess", 0.0)
+        candidates = kernels.encode_above(*encoded, threshold=guess)
+        if len(candidates.values) < count and guess > 0:
             candidates = kernels.encode_above(*encoded)
         if len(candidates.values) <= count:
-            self._guess = 0.0
+            self.memory["guess"] = 0.0
             return candidates
         # The whole batch as one row.
         places = torch.arange(len(candidates.values), dtype=torch.int32, device=x.device)
         ends = torch.tensor([0, len(places)], dtype=torch.int32, device=x.device)
         batch = Code(ends, places, candidates.values.detach(), len(places))
         chosen = kernels.top_k_mask(batch, count)
-        self._guess = 0.8 * batch.values[chosen].min().item()
+        self.memory["guess"] = 0.8 * batch.values[chosen].min().item()
         return candidates.keep(chosen)
 
     def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
