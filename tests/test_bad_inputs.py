@@ -189,6 +189,12 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         "external.theirs: theirs/cfg.json: not valid JSON",
     ),
     (
+        "package that is a path",
+        {"corpus": {"packages": ["../../numpy"]}},
+        "corpus.packages: '../../numpy' is not installed",
+    ),
+    ("more GPUs than a job can use", {"gpus": 8}, "gpus: 8", "0 or 1"),
+    (
         "marker that is none",
         {"external": {"theirs": THEIRS | {"marker": "oo"}}},
         'external.theirs.marker: "oo"',

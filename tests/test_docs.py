@@ -1,6 +1,9 @@
 """Columns in docs/tables.md are those of the tables; links in the documents lead somewhere."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -54,3 +57,33 @@ def test_the_summary():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_what_gpt2_is_said_to_cost_is_what_the_command_prints():
+    page = (ROOT / "docs/scaling.md").read_text()
+    command, shown = re.search(
+        r"^    python (benchmarks/cost\.py [^\n]*)$.*?^```\n(.*?)^```",
+        page,
+        re.DOTALL | re.MULTILINE,
+    ).groups()
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == shown
+
+
+def test_the_cost_is_that_of_every_training():
+    path = ROOT / "benchmarks/cost.py"
+    spec = importlib.util.spec_from_file_location("cost", path)
+    cost = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cost)
+    config, methods = cost.read(ROOT / "config/smoke.yaml")
+    found = cost.trainings(config, methods)
+    # relu, which is penalised, and topk, each with two rates; five penalties and two levels.
+    assert len(found["tuning"]) == 5 * 2 + 2
+    assert len(found["search for lambda"]) == 5 * 2 * 5
+    assert found["autoencoders"] == [(16384, 128)] * 2 * len(methods)
+    # 18 autoencoders of 16,384 tokens at one token n d a second, and so on.
+    rows = cost.table(config, methods, d=10, speed=1.0).splitlines()
+    hours = 2 * len(methods) * 16384 * 128 * 10 / 3600
+    assert f"{hours:,.1f}" in rows[-1]

@@ -66,6 +66,7 @@ def test_every_direct_dependency_is_pinned():
 
 def test_the_locks_are_complete_and_do_not_overlap():
     assert not LOCK.keys() & TEST_LOCK.keys()
+    assert not pins("requirements-slurm.lock").keys() & (LOCK.keys() | TEST_LOCK.keys())
     # torch pins its own CUDA packages, which a CPU wheel does not have.
     needed = {name: needed_by(name) for name in (LOCK.keys() | TEST_LOCK.keys()) - {"torch"}}
     main = set().union(*(needed[name] for name in LOCK.keys() - {"torch"}))

@@ -134,3 +134,21 @@ def test_all_of_it_at_toy_size(with_my_method):
     assert repeated.returncode == 0, repeated.stdout
     after = pd.read_csv(tmp_path / measured).drop(columns="training_seconds")
     pd.testing.assert_frame_equal(before, after, check_exact=True)
+
+
+def test_every_rule_says_what_it_asks_of_a_cluster_or_stays():
+    for path in (REPOSITORY / "workflow").rglob("*.smk"):
+        text = path.read_text()
+        for rule in re.split(r"(?m)^(?=    rule:|rule \w+:)", text)[1:]:
+            asked = re.search(r"runtime=|\*\*\w+_resources\(", rule)
+            assert "threads:" in rule
+            assert asked or "localrule: True" in rule, f"{path}: {rule.splitlines()[:3]}"
+
+
+def test_no_lambdas_are_collected_where_nothing_is_penalised(tmp_path):
+    arguments = ("--configfile", SMOKE, "--config", "methods=[topk]")
+    done = snakemake(tmp_path, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout
+    assert "train_topk" in done.stdout
+    assert "search_lambda" not in done.stdout
+    assert "collect_lambdas" not in done.stdout

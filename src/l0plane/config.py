@@ -227,6 +227,18 @@ def candidates(config: Config, facts: Config) -> dict[str, dict[str, float]]:
     return found
 
 
+def residual_width(config: Config) -> int | None:
+    """The width of the activations where a file says it and the hook is in the residual stream."""
+    model = config["language_model"]
+    if "resid" not in model["hook"]:
+        return None
+    if model["path"] == TRAINED:
+        return config["language_model_training"]["width"]
+    file = Path(model["path"], model_directory.CONFIG_FILE)
+    facts = read_json(file) if file.exists() else {}
+    return _count(model, facts, "n_embd", "hidden_size")
+
+
 def check_token_supply(config: Config, contexts: dict[str, int]) -> None:
     """Compare what the run asks for with the text's `contexts` in each split.
 
@@ -385,18 +397,6 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
                     f"{key}: {file} is for activations of width {d}; "
                     f"those at {config['language_model']['hook']} have {width}"
                 )
-
-
-def residual_width(config: Config) -> int | None:
-    """The width of the activations where a file says it and the hook is in the residual stream."""
-    model = config["language_model"]
-    if "resid" not in model["hook"]:
-        return None
-    if model["path"] == TRAINED:
-        return config["language_model_training"]["width"]
-    file = Path(model["path"], model_directory.CONFIG_FILE)
-    facts = read_json(file) if file.exists() else {}
-    return _count(model, facts, "n_embd", "hidden_size")
 
 
 def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:

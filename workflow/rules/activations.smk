@@ -15,7 +15,9 @@ rule activations:
         "../../environment.yml"
     threads: 8
     resources:
-        mem_mb=4000,
+        **language_model_resources(
+            config["activations"]["train_tokens"] + config["activations"]["validation_tokens"]
+        ),
     params:
         activations=config["activations"],
         language_model=config["language_model"],

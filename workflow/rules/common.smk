@@ -1,5 +1,6 @@
 """Names and helper functions of all rules; the configuration is checked here, before any job."""
 
+import math
 import os
 from pathlib import Path
 
@@ -54,6 +55,62 @@ wildcard_constraints:
     n=r"\d+",
     l0=r"\d+",
     seed=r"\d+",
+
+
+# --- what a job asks of a cluster beside its threads; on one machine nothing depends on it
+
+# Where a model is on the hub, its width is not known before it is there: as wide as they get.
+WIDTH = l0config.residual_width(config) or 4096
+# Trainings that a search for lambda takes at most.
+SEARCH = 8
+
+
+def minutes(products):
+    """A run time limit that a slow machine keeps: half an hour, and so many multiplications."""
+    per_minute = 60 * (5e12 if config["gpus"] else 5e9)
+    return 30 + math.ceil(products / per_minute)
+
+
+def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1):
+    """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
+
+    Weights, gradients, Adam's two moments and the average are 40 n d bytes; a code of which half is
+    active, as at the start of a training with a penalty, is 4 n bytes a row; two shards are mapped
+    at once. A step costs less than three products of the encoder (docs/performance.md).
+    """
+    shards = 8 * WIDTH * config["activations"]["shard_tokens"]
+
+    def latents(wildcards):
+        return int(n or wildcards.n)
+
+    row = 40 * WIDTH + 4 * config["training"]["batch_tokens"]
+    products = 3 * trainings * tokens * WIDTH
+    return {
+        "mem_mb": lambda wildcards: 3000 + (latents(wildcards) * row + shards) // 10**6,
+        "runtime": lambda wildcards: minutes(products * latents(wildcards)),
+        "gpu": config["gpus"],
+    }
+
+
+def language_model_resources(tokens, products=0):
+    """The same of a job that runs the language model on `tokens`, and `products` beside."""
+    weights = 144 * WIDTH**2  # of twelve layers
+    return {
+        "mem_mb": 4000 + 4 * weights // 10**6,
+        "runtime": minutes(tokens * weights + products),
+        "gpu": config["gpus"],
+    }
+
+
+def evaluation_resources(method):
+    """The same of everything that is measured on one method's autoencoders."""
+    levels = l0config.levels(config)
+    passes = len(levels) + config["progressive"]["points"] * len(
+        l0config.panel_levels(config, "progressive")
+    )
+    tokens = passes * config["evaluation"]["contexts"] * config["language_model"]["context"]
+    n = max(level.n for level in levels)
+    return language_model_resources(tokens, 2 * tokens * n * WIDTH)
 
 
 # --- the language model
@@ -314,13 +371,14 @@ def claim_tables():
 
 def timed():
     """What there has to be before the time of the run is added up: all but the figure of it."""
+    searches = config["lambdas"] == l0config.MEASURE and searched_lambdas()
     return [
         *(f"{FIGURES}/{name}.png" for name in FIGURE_TABLES if name != "timing"),
         *(f"{RESULTS}/tables/summary.{suffix}" for suffix in ("csv", "md", "tex")),
         f"{RESULTS}/claims.csv",
         f"{RESULTS}/run.json",
         *([f"{RESULTS}/published_claims.csv"] if config["published"] else []),
-        *([f"{RESULTS}/lambdas.csv"] if config["lambdas"] == l0config.MEASURE else []),
+        *([f"{RESULTS}/lambdas.csv"] if searches else []),
     ]
 
 

@@ -11,6 +11,7 @@ rule corpus:
     threads: 8
     resources:
         mem_mb=4000,
+        runtime=240,
     params:
         corpus=config["corpus"],
     message:
@@ -36,6 +37,7 @@ rule contexts:
     threads: 1
     resources:
         mem_mb=4000,
+        runtime=240,
     params:
         language_model=config["language_model"],
         tokenizer=language_model_path,

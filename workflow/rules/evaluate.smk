@@ -18,7 +18,7 @@ for method in SERIES:
             "../../environment.yml"
         threads: 1
         resources:
-            mem_mb=4000,
+            **evaluation_resources(method),
         params:
             **measurement_params(method),
         message:
@@ -34,6 +34,7 @@ rule methods:
         f"{LOGS}/methods.log",
     benchmark:
         f"{LOGS}/methods.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -59,6 +60,7 @@ rule collect:
         f"{LOGS}/collect.log",
     benchmark:
         f"{LOGS}/collect.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1

@@ -13,6 +13,7 @@ rule train_tokenizer:
     threads: 1
     resources:
         mem_mb=4000,
+        runtime=60,
     params:
         vocabulary=config["language_model_training"]["vocabulary"],
     message:
@@ -43,6 +44,7 @@ rule train_language_model:
     threads: 8
     resources:
         mem_mb=6000,
+        runtime=720,
     params:
         training=config["language_model_training"],
         context=config["language_model"]["context"],

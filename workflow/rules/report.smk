@@ -8,6 +8,7 @@ rule claims:
         f"{LOGS}/claims.log",
     benchmark:
         f"{LOGS}/claims.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -31,6 +32,7 @@ rule published_claims:
         f"{LOGS}/published_claims.log",
     benchmark:
         f"{LOGS}/published_claims.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -66,6 +68,7 @@ rule tables:
         f"{LOGS}/tables.log",
     benchmark:
         f"{LOGS}/tables.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -87,6 +90,7 @@ rule timing:
         f"{RESULTS}/timing.csv",
     log:
         f"{LOGS}/timing.log",
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -121,6 +125,7 @@ for figure, tables in FIGURE_TABLES.items():
             f"{LOGS}/figures/{figure}.log",
         benchmark:
             f"{LOGS}/figures/{figure}.tsv"
+        localrule: True
         conda:
             "../../environment.yml"
         threads: 1

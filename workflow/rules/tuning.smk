@@ -13,7 +13,7 @@ rule tune_candidate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(config["sparsity_panel"]["n"], config["tuning"]["tokens"], SEARCH),
     params:
         run=config["run"],
         n=config["sparsity_panel"]["n"],
@@ -37,6 +37,7 @@ rule choose_tuning:
         f"{LOGS}/choose_tuning.log",
     benchmark:
         f"{LOGS}/choose_tuning.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -62,7 +63,7 @@ rule search_lambda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(trainings=SEARCH),
     params:
         run=config["run"],
         reference_n=config["sparsity_panel"]["n"],
@@ -85,6 +86,7 @@ rule collect_lambdas:
         f"{LOGS}/collect_lambdas.log",
     benchmark:
         f"{LOGS}/collect_lambdas.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1

@@ -25,7 +25,7 @@ rule train_my_method:
         "../../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(),
     params:
         **training_params("my_method"),
     message:

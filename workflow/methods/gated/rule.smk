@@ -12,7 +12,7 @@ rule train_gated:
         "../../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(),
     params:
         **training_params("gated"),
     message:

@@ -14,7 +14,7 @@ rule train_relu_scaled:
         "../../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(),
     params:
         **training_params("relu_scaled"),
     message:

@@ -11,7 +11,7 @@ rule train_topk:
         "../../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **training_resources(),
     params:
         **training_params("topk"),
     message:
