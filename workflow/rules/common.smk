@@ -190,13 +190,16 @@ def streamed_methods():
     ]
 
 
-def streamed_mem_mb():
-    """Memory of a job that trains all levels: the language model, a buffer, and the trainings."""
-    width = l0config.residual_width(config) or 1024
-    rows = config["training"]["stream_buffer_tokens"] + 2 * config["training"]["batch_tokens"]
+def streamed_resources():
+    """The same of a job that trains all levels of a method: language model, buffer, trainings."""
+    settings = config["training"]
+    rows = settings["stream_buffer_tokens"] + 2 * settings["batch_tokens"]
     latents = sum(level.n for level in l0config.levels(config))
+    products = 3 * settings["tokens"] * WIDTH * latents
+    of_model = language_model_resources(settings["tokens"], products)
     # Of encoder and decoder each: values, gradients, two moments, the average.
-    return 4000 + 4 * width * (rows + 2 * 5 * latents) // 10**6
+    trainings = 4 * WIDTH * (rows + 2 * 5 * latents) // 10**6
+    return {**of_model, "mem_mb": of_model["mem_mb"] + trainings}
 
 
 # --- measurements and tuning

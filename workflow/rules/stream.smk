@@ -20,7 +20,7 @@ for method in streamed_methods():
             "../../environment.yml"
         threads: 8
         resources:
-            mem_mb=streamed_mem_mb(),
+            **streamed_resources(),
         params:
             **training_params(method),
             levels=plain(l0config.levels(config)),
