@@ -182,15 +182,15 @@ def test_reconstructions_start_at_the_norm_of_the_data(name):
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(500, 64, generator=generator) + 1
     sample /= sample.norm(dim=1, keepdim=True)
-    method = METHODS[name](8, {"bandwidth": 0.001, "threshold": 0.001})
-    p = method.initialise(sample, 256, generator)
+    method = METHODS[name](8, {"bandwidth": 0.1, "threshold": 0.03})
+    p = method.initialise(sample, 1024, generator)
     with torch.no_grad():
         start = method.loss(p, sample).reconstruction - p["pre_bias"]
     ratio = start.norm() / (sample - p["pre_bias"]).norm()
     assert ratio == pytest.approx(1.0, abs=0.05)
     cosine = torch.cosine_similarity(p["encoder"], p["decoder"])
-    torch.testing.assert_close(cosine, torch.ones(256))
-    torch.testing.assert_close(p["decoder"].norm(dim=1), torch.ones(256))
+    torch.testing.assert_close(cosine, torch.ones(1024))
+    torch.testing.assert_close(p["decoder"].norm(dim=1), torch.ones(1024))
 
 
 def test_geometric_median_has_zero_sum_of_unit_vectors():

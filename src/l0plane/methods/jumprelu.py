@@ -44,9 +44,22 @@ class _Jump(torch.autograd.Function):
 
 
 class JumpReLUMethod(Method):
-    """JumpReLU with hyperparameters `bandwidth` (eps) and `threshold` (theta at the start)."""
+    """JumpReLU with hyperparameters `bandwidth` (eps) and `threshold` (theta at the start).
+
+    `threshold` is for an encoder with unit rows, and is scaled with it.
+    """
 
     l0_delay = 0.04  # a threshold moves by a learning rate's share per step, no faster
+
+    def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
+        """As for every method; thresholds follow the encoder's scale.
+
+        Left where they are they would be above nearly all pre-activations of a large encoder,
+        whose scale falls as 1/n, and most latents would never live.
+        """
+        parameters = super().initialise(sample, n, generator)
+        parameters["log_threshold"] += parameters["encoder"].norm(dim=1).log()
+        return parameters
 
     def extra_parameters(self, n: int) -> Parameters:
         """`b_enc`, zero, and the logarithm of each threshold."""
