@@ -23,7 +23,7 @@ SETTINGS = {
     "aux_k": 8,
     "aux_weight": 1 / 32,
 }
-HYPERPARAMETERS = {"learning_rate": 5e-3, "bandwidth": 0.02, "threshold": 0.02}
+HYPERPARAMETERS = {"learning_rate": 5e-3, "bandwidth": 0.02, "threshold": 0.1}
 
 
 class Sparse:
