@@ -28,8 +28,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 THREADS = 2
-#: As the workflow sets it (`workflow/rules/common.smk`): freed memory is kept.
-KEEP_MEMORY = {
+#: As the workflow sets it (`workflow/rules/common.smk`): threads do not spin, freed memory is kept.
+WORKFLOW = {
+    "GOMP_SPINCOUNT": "1000",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
@@ -37,9 +38,9 @@ KEEP_MEMORY = {
 #: For measuring memory: what is freed is given back at once.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "NUMBA_NUM_THREADS": str(THREADS)}
-if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():
+if __name__ == "__main__" and not WORKFLOW.items() <= os.environ.items():
     # The allocator reads its variables when a process starts.
-    environment = {**os.environ, **ENVIRONMENT, **KEEP_MEMORY}
+    environment = {**os.environ, **ENVIRONMENT, **WORKFLOW}
     sys.exit(subprocess.call([sys.executable, *sys.argv], env=environment))
 
 # ruff: noqa: E402
@@ -198,7 +199,7 @@ def memory(field: str) -> int:
 
 def memories(cases: list[Case]) -> list[dict[str, object]]:
     """Each case in a process of its own, whose allocator gives memory back."""
-    for name in KEEP_MEMORY:
+    for name in WORKFLOW:
         os.environ.pop(name, None)
     os.environ.update(RETURN_MEMORY)
     new = {"mp_context": get_context("spawn"), "max_workers": 1, "max_tasks_per_child": 1}

@@ -24,6 +24,7 @@ __all__ = [
     "decode",
     "encode_above",
     "encode_top_k",
+    "encoded",
     "gather",
     "places",
     "top_k_mask",
@@ -84,9 +85,8 @@ def encode_above(
         Their code; the values are differentiable in `pre_bias`, `encoder` and `bias`.
     """
     with torch.no_grad():
-        centred = x - pre_bias
-        code = _backend(x).select_above(centred, encoder, bias, threshold)
-    return _differentiable(code, centred, pre_bias, encoder, bias)
+        code = _backend(x).select_above(x - pre_bias, encoder, bias, threshold)
+    return encoded(code, x, pre_bias, encoder, bias)
 
 
 def encode_top_k(
@@ -102,25 +102,28 @@ def encode_top_k(
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     with torch.no_grad():
-        centred = x - pre_bias
-        code = _backend(x).select_top_k(centred, encoder, bias, k)
-    return _differentiable(code, centred, pre_bias, encoder, bias)
+        code = _backend(x).select_top_k(x - pre_bias, encoder, bias, k)
+    return encoded(code, x, pre_bias, encoder, bias)
 
 
-def _differentiable(
-    code: Code, centred: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None
+def encoded(
+    code: Code, x: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None = None
 ) -> Code:
+    """A code of pre-activations, chosen in whatever way, with its gradients.
+
+    Arguments and result as for `encode_above`; the values of `code` are those pre-activations.
+    """
     inputs = (pre_bias, encoder) if bias is None else (pre_bias, encoder, bias)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         return code
-    return code.with_values(_Encode.apply(code, centred, *inputs))
+    return code.with_values(_Encode.apply(code, x, *inputs))
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, code, centred, pre_bias, encoder, bias=None):
+    def forward(ctx, code, x, pre_bias, encoder, bias=None):
         ctx.code = code
-        ctx.save_for_backward(centred, encoder)
+        ctx.save_for_backward(x - pre_bias, encoder)
         return code.values
 
     @staticmethod

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import ByLatent, Code
@@ -288,26 +288,36 @@ def _places(indptr, mask):
 
 def transpose(code: Code) -> ByLatent:
     """As `reference.transpose`."""
-    arrays = _transpose(_array(code.indptr), _array(code.indices), code.n)
+    arrays = _transpose(_array(code.indptr), _array(code.indices), code.n, get_num_threads())
     return ByLatent(*map(torch.from_numpy, arrays))
 
 
-@njit(cache=True)
-def _transpose(indptr, indices, n):
+@njit(parallel=True, cache=True)
+def _transpose(indptr, indices, n, parts):
+    """Each of some parts of the rows counts its triples and places them, beside the others."""
+    total = len(indptr) - 1
+    place = np.zeros((parts, n), np.int32)
+    for t in prange(parts):
+        for e in range(indptr[total * t // parts], indptr[total * (t + 1) // parts]):
+            place[t, indices[e]] += 1
     starts = np.zeros(n + 1, np.int32)
-    for e in range(len(indices)):
-        starts[indices[e] + 1] += 1
     for i in range(n):
-        starts[i + 1] += starts[i]
-    place = starts[:-1].copy()
+        before = starts[i]
+        for t in range(parts):
+            count = place[t, i]
+            place[t, i] = before
+            before += count
+        starts[i + 1] = before
     rows = np.empty(len(indices), np.int32)
     order = np.empty(len(indices), np.int32)
-    for r in range(len(indptr) - 1):
-        for e in range(indptr[r], indptr[r + 1]):
-            i = indices[e]
-            rows[place[i]] = r
-            order[place[i]] = e
-            place[i] += 1
+    for t in prange(parts):
+        mine = place[t]
+        for r in range(total * t // parts, total * (t + 1) // parts):
+            for e in range(indptr[r], indptr[r + 1]):
+                i = indices[e]
+                rows[mine[i]] = r
+                order[mine[i]] = e
+                mine[i] += 1
     return starts, rows, order
 
 

@@ -32,21 +32,26 @@ class BatchTopKMethod(Method):
         return Loss(squared_error(x, reconstruction), reconstruction, code)
 
     def _select(self, p: Parameters, x: Tensor) -> Code:
-        count = round(self.l0 * len(x))
-        encoded = (x, p["pre_bias"], p["encoder"])
+        inputs = (x, p["pre_bias"], p["encoder"])
+        with torch.no_grad():
+            code = self._largest(round(self.l0 * len(x)), inputs)
+        return kernels.encoded(code, *inputs)
+
+    def _largest(self, count: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Code:
         # A lower bound of this batch's threshold, guessed from the last one, spares the selection
         # most candidates. A guess that turns out too high is dropped, so the result is exact.
         guess = self.memory.get("guess", 0.0)
-        candidates = kernels.encode_above(*encoded, threshold=guess)
+        candidates = kernels.encode_above(*inputs, threshold=guess)
         if len(candidates.values) < count and guess > 0:
-            candidates = kernels.encode_above(*encoded)
+            candidates = kernels.encode_above(*inputs)
         if len(candidates.values) <= count:
             self.memory["guess"] = 0.0
             return candidates
         # The whole batch as one row.
-        places = torch.arange(len(candidates.values), dtype=torch.int32, device=x.device)
-        ends = torch.tensor([0, len(places)], dtype=torch.int32, device=x.device)
-        batch = Code(ends, places, candidates.values.detach(), len(places))
+        device = candidates.values.device
+        places = torch.arange(len(candidates.values), dtype=torch.int32, device=device)
+        ends = torch.tensor([0, len(places)], dtype=torch.int32, device=device)
+        batch = Code(ends, places, candidates.values, len(places))
         chosen = kernels.top_k_mask(batch, count)
         self.memory["guess"] = 0.8 * batch.values[chosen].min().item()
         return candidates.keep(chosen)
