@@ -4,7 +4,15 @@ import pandas as pd
 import pytest
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
-from l0plane.tuning import CLOSE, choose, error_at, next_lambda, read_lambda, search_lambda
+from l0plane.tuning import (
+    CLOSE,
+    choose,
+    error_at,
+    next_lambda,
+    read_lambda,
+    search_lambda,
+    unanswered,
+)
 
 
 @pytest.mark.parametrize("power", [0.4, 1.0, 2.0])
@@ -28,6 +36,20 @@ def test_the_search_stays_inside_its_bracket():
 
 def test_an_l0_that_does_not_answer_moves_lambda_by_a_limited_factor():
     assert next_lambda([(1e-3, 0.0), (1e-4, 0.0)], 16) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("l0", "hopeless"),
+    [
+        ([20.0, 20.5, 21.7], True),
+        ([8.0, 7.0, 7.5], True),
+        ([20.0, 20.5], False),  # once may be chance
+        ([20.0, 21.0, 19.0], False),
+        ([30.0, 12.0, 11.0, 40.0], False),  # a bracket goes on narrowing
+    ],
+)
+def test_a_search_whose_l0_does_not_answer_ends(l0, hopeless):
+    assert unanswered([{"l0": value} for value in l0], 16) == hopeless
 
 
 class Store:

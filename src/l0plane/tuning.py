@@ -106,12 +106,19 @@ def search_lambda(
         autoencoder, _, _ = train(method, store, n, l0, 0, settings, fixed)
         trials.append({"lambda": factor, **validate(autoencoder, validation)})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
-        if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE:
+        if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE or unanswered(trials, l0):
             break
         factor = next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
     table = pd.DataFrame(trials)
     distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
     return table.iloc[np.argsort(distance)].reset_index(drop=True)
+
+
+def unanswered(trials: list[dict[str, float]], l0: float) -> bool:
+    """Whether two lambdas in turn brought an L0 that misses on one side only no closer to `l0`."""
+    errors = [math.log(max(trial["l0"] / l0, 1e-9)) for trial in trials]
+    one_side = min(errors) > 0 or max(errors) < 0
+    return one_side and len(errors) > 2 and min(map(abs, errors[-2:])) >= abs(errors[-3])
 
 
 def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
