@@ -1,6 +1,8 @@
-"""Columns in docs/tables.md are those of the tables; links in the documents lead somewhere."""
+"""Columns in docs/tables.md are those of the tables; links lead somewhere; messages are there."""
 
+import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from l0plane.training import train
 from l0plane.tuning import choose
 
 ROOT = Path(__file__).parents[1]
+#: What a user reads.
+PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = (ROOT / "docs/tables.md").read_text()
 COLUMN = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 SHARED = COLUMN.findall(TEXT.split("\n## ")[1])
@@ -53,10 +57,41 @@ def test_the_summary():
     assert [c.replace("_at_8", "_at_<L0>") for c in found] == documented("tables/summary.csv")
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def anchors(page):
+    """The names by which links reach the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+        if not target.startswith("https://"):
+            path, _, heading = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not heading or heading in anchors(there), target
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    for page in PAGES:
+        link = f"]({os.path.relpath(page, ROOT / 'docs')})"
+        assert link in index or page == ROOT / "docs/README.md", page
+
+
+def test_every_message_in_troubleshooting_is_one_of_the_code():
+    quoted = re.findall(r"^> `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    known = set()
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "workflow").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", None) for part in node.values)
+                text = "".join(part if isinstance(part, str) else "…" for part in parts)
+                known.add(re.sub("…+", "…", text).replace("\n", " "))
+    assert quoted
+    for message in quoted:
+        assert any(message in text for text in known), message
 
 
 def test_what_gpt2_is_said_to_cost_is_what_the_command_prints():
