@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_docs import documented
+
+from l0plane import tidy
 
 REPOSITORY = Path(__file__).parents[1]
 SNAKEFILE = REPOSITORY / "Snakefile"
@@ -115,6 +118,11 @@ def test_all_of_it_at_toy_size(with_my_method):
     keys = ["run", "method", "n", "l0_target", "seed"]
     assert list(table.columns[:5]) == keys
     assert not table.duplicated(keys).any()
+
+    tables = [path for path in results.glob("*.*") if path.suffix in (".csv", ".parquet")]
+    assert len(tables) >= 14
+    for path in tables:
+        assert list(tidy.read(path).columns) == documented(path.name.removeprefix("published_"))
 
     # Every rule has run.
     listed = smoke("--list-rules", "--quiet", "all").stdout
