@@ -9,9 +9,8 @@ import torch
 from conftest import relative
 
 # dictionary-learning imports nnsight for its activation buffer, which pulls torchvision and with it
-# another torch. Its autoencoders and losses need neither, nor the zstandard of its data sets.
+# another torch. Its autoencoders and losses need neither.
 sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
-sys.modules.setdefault("zstandard", types.SimpleNamespace())
 
 # ruff: noqa: E402
 from dictionary_learning.dictionary import (

@@ -4,7 +4,8 @@ import types
 
 import pytest
 import torch
-from conftest import HOOK, relative
+import yaml
+from conftest import HOOK, REPOSITORY, relative
 from sae_lens import (
     SAE,
     StandardTrainingSAE,
@@ -22,24 +23,31 @@ from l0plane.autoencoder import Autoencoder
 from l0plane.evaluation.reconstruction import evaluate
 from l0plane.methods import METHODS
 from l0plane.preprocessing import normalise, restore
+from l0plane.training import train
 
 N = 256
-HYPERPARAMETERS = {"bandwidth": 0.05, "threshold": 0.05}
+HYPERPARAMETERS = {"learning_rate": 2e-3, "bandwidth": 0.05, "threshold": 0.05}
+DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
+SETTINGS = DEFAULT["training"] | {"tokens": 100 * 512, "warmup_steps": 10}
+
+
+def trained_here(name, x):
+    """An autoencoder of one of our methods after some steps of our own training."""
+    generator = torch.Generator().manual_seed(1)
+
+    def batches(batch_tokens, tokens, seed, start=0):
+        for _ in range(start, tokens // batch_tokens):
+            yield x[torch.randint(len(x), (batch_tokens,), generator=generator)]
+
+    store = types.SimpleNamespace(manifest={}, sample=lambda rows: x[:rows], batches=batches)
+    base = trained_here("relu", x) if name == "relu_scaled" else None
+    return train(name, store, N, 6, 0, SETTINGS, HYPERPARAMETERS, base).autoencoder
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_same_codes_and_reconstructions(name, raw, tmp_path):
     x, mean, scale = normalise(raw)
-    generator = torch.Generator().manual_seed(1)
-    method = METHODS[name](6, HYPERPARAMETERS)
-    if name == "relu_scaled":
-        relu = METHODS["relu"](6, {})
-        method.base = relu.finish(relu.initialise(x, N, generator), [])
-    parameters = method.initialise(x, N, generator)
-    for key in parameters:  # as if trained: nothing is zero or tied any more
-        noise = torch.randn(parameters[key].shape, generator=generator)
-        parameters[key] = parameters[key] + 0.05 * noise
-    autoencoder = method.finish(parameters, [x])
+    autoencoder = trained_here(name, x)
     autoencoder.save(tmp_path, {"method": name})
     ours = Autoencoder.load(tmp_path)
     code = ours.encode(x)
