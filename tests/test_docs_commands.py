@@ -57,32 +57,23 @@ def commands(text):
 
 
 def check_snakemake(directory, calls):
-    """Its own parser knows the options; one dry run plans all calls that mean the same run."""
+    """Its own parser knows the options; one dry run plans all calls with one configuration."""
     parser = get_argument_parser()
     runs = defaultdict(lambda: (set(), set()))
     for _, *arguments in calls:
         asked = parser.parse_args(arguments)
         for profile in (*(asked.profile or ()), asked.workflow_profile):
             assert profile is None or (directory / profile / "config.yaml").is_file(), arguments
-        options = shlex.join(a for a in arguments if a not in ("--", *(asked.targets or ())))
-        # Neither how jobs are run nor what is run again makes another run.
-        how = r"--(cores|profile|workflow-profile|resources|retries|forcerun) \S+|-n\b|--dry-run"
-        targeted, forced = runs[re.sub(rf"(^| )({how})", "", options).strip()]
-        targeted |= {*(asked.targets or ["all"])}
+        files = ["--configfile", *map(str, asked.configfile)] if asked.configfile else []
+        changes = ["--config", *asked.config] if asked.config else []
+        targets, forced = runs[(*files, *changes)]
+        targets |= {*(asked.targets or ["all"])}
         forced |= {*(asked.forcerun or ())}
-    for options, (targets, forced) in runs.items():
+    for configuration, (targets, forced) in runs.items():
         again = ["--forcerun", *sorted(forced)] if forced else []
-        code, said = snakemake(
-            directory,
-            "--dry-run",
-            "--quiet",
-            "rules",
-            *shlex.split(options),
-            *again,
-            "--",
-            *targets,
-        )
-        assert code == 0, f"snakemake {options}\n{said}"
+        plan = ("--dry-run", "--quiet", "rules", *configuration, *again, "--", *targets)
+        code, said = snakemake(directory, *plan)
+        assert code == 0, f"snakemake {shlex.join(plan)}\n{said}"
 
 
 def check_make(directory, calls):
