@@ -44,7 +44,7 @@ def commands(text):
             yield script
         else:
             assert language in OTHER_LANGUAGES, f"```{language}: are these commands?"
-    for block in re.findall(r"(?:^ {4}.*\n)(?:\n* {4}.*\n)*", "\n".join(prose), re.MULTILINE):
+    for block in re.findall(r"(?<=\n\n)(?: {4}.*\n+)+", "\n".join(prose)):
         if not NO_COMMAND.search(block.partition("\n")[0]):
             yield re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
     for code in re.findall(r"`([^`\n]+)`", "\n".join(prose)):
@@ -86,7 +86,11 @@ def check_make(directory, calls):
 def check_python(directory, calls):
     """The script is there and has the options; code on the command line runs."""
     for call in calls:
-        if "-c" in call:
+        if call[1] == "-m":
+            module = directory / "src" / call[2].replace(".", "/")
+            assert module.with_suffix(".py").is_file(), call
+            continue
+        if call[1] == "-c":
             done = subprocess.run([sys.executable, *call[1:]], cwd=directory, check=False)
             assert done.returncode == 0, call
             continue
