@@ -76,6 +76,7 @@ def trained_by_saelens(kind, how, raw, directory):
         total_training_samples=512 * 100,
         train_batch_size_samples=512,
         lr=2e-3,
+        lr_end=2e-4,
         n_batches_for_norm_estimate=10,
     )
     trained = SAETrainer(config, sae, batches()).fit()
