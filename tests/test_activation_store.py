@@ -130,18 +130,22 @@ def test_a_changed_shard_is_found_when_it_is_read(written):
     content[-1] ^= 1
     path.write_bytes(content)
     assert len(ActivationStore(store.directory).sample(100)) == 100
-    with pytest.raises(UserError, match=r"shard-00002.*--forcerun activations"):
+    command = f"rm -r {store.directory}, then the same snakemake command"
+    with pytest.raises(UserError, match=rf"shard-00002.*{command}"):
         list(store.batches(10, store.tokens, seed=0))
 
 
 def test_a_missing_shard_and_a_broken_manifest(written):
     store = written()
     (store.directory / "shard-00000.safetensors").unlink()
-    with pytest.raises(UserError, match=r"shard-00000.*no such file.*--forcerun activations"):
+    with pytest.raises(UserError, match=r"shard-00000.*no such file.*rm -r .*store,"):
         store.sample(1)
-    (store.directory / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match=r"manifest\.json"):
-        ActivationStore(store.directory)
+    manifest = store.directory / "manifest.json"
+    written = manifest.read_text()
+    for broken in ("{}", written[:-9], written.replace('"seed": 0', '"seed": 1'), None):
+        manifest.unlink() if broken is None else manifest.write_text(broken)
+        with pytest.raises(UserError, match=r"manifest\.json.*rm -r .*store,"):
+            ActivationStore(store.directory)
 
 
 def test_shards_are_plain_safetensors(written):

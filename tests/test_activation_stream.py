@@ -97,7 +97,7 @@ def test_batches_from_the_middle_are_those_of_the_whole(stream, start):
 def test_a_sample_of_another_model_is_refused(sample, contexts, language_model):
     other = ActivationStore(sample.directory)
     other.manifest = other.manifest | {"model_sha256": "0"}
-    with pytest.raises(UserError, match=r"of another language model.*--forcerun activations"):
+    with pytest.raises(UserError, match=r"of another language model.*rm -r "):
         ActivationStream(other, contexts, language_model, BUFFER)
 
 

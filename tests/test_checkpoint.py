@@ -109,14 +109,19 @@ def test_only_a_checkpoint_of_the_same_training_is_used(tmp_path, store, capsys,
     assert ("of another training" in capsys.readouterr().out) == (not same)
 
 
-def test_a_broken_checkpoint_is_not_used(tmp_path, store, capsys):
+@pytest.mark.parametrize("name", ["*-000.safetensors", "state.json"])
+def test_a_broken_checkpoint_is_not_used(tmp_path, store, capsys, name):
     interrupted(store, tmp_path)
-    path = min(tmp_path.glob("*.safetensors"))
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    (path,) = tmp_path.glob(name)
+    content = path.read_bytes()
+    if name == "state.json":
+        assert content.count(b'"steps": 20') == len(METHODS)
+        path.write_bytes(content.replace(b'"steps": 20', b'"steps": 21', 1))
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     run(store, Checkpoint(tmp_path, 1000))
-    assert "is not what was written); starting from the beginning" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not what was written); starting from the beginning" in said
 
 
 def test_a_short_training_writes_none(tmp_path, store):

@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from l0plane.files import UserError, read_json, replacing, sha256, write_json
+from l0plane.files import (
+    UserError,
+    read_json,
+    read_sealed,
+    rebuilt_by_the_run,
+    replacing,
+    sealed,
+    sha256,
+    write_json,
+)
 
 
 def names(directory):
@@ -35,6 +44,32 @@ def test_replacing_keeps_the_old_file_when_the_block_raises(tmp_path):
         1 / 0  # noqa: B018
     assert path.read_text() == "old"
     assert names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "model"])
+def test_what_a_killed_process_left_half_written_goes(tmp_path, name):
+    (tmp_path / ".77.part.model").mkdir()
+    (tmp_path / ".77.part.model/weights").touch()
+    (tmp_path / ".77.part.table.csv").touch()
+    (tmp_path / ".77.part.other.csv").touch()
+    with replacing(tmp_path / name) as part:
+        part.write_text("")
+    assert ".77.part.other.csv" in names(tmp_path)
+    assert f".77.part.{name}" not in names(tmp_path)
+
+
+def test_sealed_json_tells_when_it_is_not_what_was_written(tmp_path):
+    path = tmp_path / "a" / "manifest.json"
+    value = {"rate": 1e-3, "shares": (0.05, float("nan")), "seed": 0}
+    write_json(path, sealed(value))
+    assert read_sealed(path)["rate"] == 1e-3
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    command = f"to rebuild it: rm -r {path.parent}, then the same snakemake command again"
+    said = pytest.raises(UserError, match=f"not what was written; {command}")
+    with said, rebuilt_by_the_run(path.parent):
+        read_sealed(path)
+    write_json(path, value)  # of somebody else, who seals nothing
+    assert read_sealed(path)["seed"] == 0
 
 
 def test_replacing_swaps_a_whole_directory(tmp_path):

@@ -14,7 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from l0plane.files import UserError, read_json, replacing, sha256, write_json
+from l0plane.files import (
+    Broken,
+    UserError,
+    read_sealed,
+    rebuilt_by_the_run,
+    replacing,
+    sealed,
+    sha256,
+    write_json,
+)
 from l0plane.language_model import LanguageModel
 from l0plane.preprocessing import normalise
 
@@ -22,7 +31,6 @@ MANIFEST = "manifest.json"
 #: Tokens in one pass of the language model. Fixed, since rounding depends on it.
 PASS_TOKENS = 4096
 PROGRESS_SECONDS = 10.0
-REBUILD = "rebuild with: snakemake --cores all --forcerun activations"
 
 
 def write(
@@ -111,6 +119,7 @@ def write(
             "raw_variance": raw_squares / rows - (raw_total / rows).square().sum().item(),
             "shards": shards,
         }
+        manifest = sealed(manifest)
         write_json(part / MANIFEST, manifest)
     return manifest
 
@@ -128,7 +137,7 @@ def _activations(
         if now - reported > PROGRESS_SECONDS or done == len(contexts):
             reported, elapsed = now, now - started
             print(
-                f"activations: {done}/{len(contexts)} contexts  "
+                f"{done}/{len(contexts)} contexts  "
                 f"{done * contexts.shape[1] / elapsed:,.0f} tokens/s  "
                 f"{elapsed / done * (len(contexts) - done):.0f} s left",
                 flush=True,
@@ -181,20 +190,21 @@ class ActivationStore:
         """Open a store whose activations are given on `device`.
 
         Raises:
-            UserError: the manifest is missing or is not one.
+            UserError: the manifest is missing or not what was written.
         """
         self.directory = Path(directory)
         self.device = torch.device(device)
-        self.manifest = read_json(self.directory / MANIFEST)
-        try:
-            self.d: int = self.manifest["d"]
-            self.tokens: int = self.manifest["tokens"]
-            self.mean = torch.tensor(self.manifest["mean"], device=device)
-            self._shards = [(s["file"], s["rows"], s["sha256"]) for s in self.manifest["shards"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.directory / MANIFEST}: not the manifest of a store ({error}); {REBUILD}"
-            ) from None
+        path = self.directory / MANIFEST
+        with rebuilt_by_the_run(self.directory):
+            self.manifest = read_sealed(path)
+            try:
+                self.d: int = self.manifest["d"]
+                self.tokens: int = self.manifest["tokens"]
+                self.mean = torch.tensor(self.manifest["mean"], device=device)
+                shards = self.manifest["shards"]
+                self._shards = [(s["file"], s["rows"], s["sha256"]) for s in shards]
+            except (KeyError, TypeError) as error:
+                raise Broken(f"{path}: not the manifest of a store ({error})") from None
         self._checked: set[int] = set()
 
     def batches(
@@ -236,17 +246,16 @@ class ActivationStore:
     def _shard(self, index: int) -> Tensor:
         name, rows, expected = self._shards[index]
         path = self.directory / name
-        try:
-            if index not in self._checked and sha256(path) != expected:
-                raise UserError(f"{path}: not the bytes that were written; {REBUILD}")
-            shard = load_file(path)["activations"]
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; {REBUILD}") from None
-        except (SafetensorError, KeyError) as error:
-            raise UserError(f"{path}: not a shard ({error}); {REBUILD}") from None
-        if shard.shape != (rows, self.d):
-            raise UserError(
-                f"{path}: shape {tuple(shard.shape)}; expected ({rows}, {self.d}); {REBUILD}"
-            )
+        with rebuilt_by_the_run(self.directory):
+            try:
+                if index not in self._checked and sha256(path) != expected:
+                    raise Broken(f"{path}: not the bytes that were written")
+                shard = load_file(path)["activations"]
+            except FileNotFoundError:
+                raise Broken(f"{path}: no such file") from None
+            except (SafetensorError, KeyError) as error:
+                raise Broken(f"{path}: not a shard ({error})") from None
+            if shard.shape != (rows, self.d):
+                raise Broken(f"{path}: shape {tuple(shard.shape)}; expected ({rows}, {self.d})")
         self._checked.add(index)
         return shard.to(self.device)

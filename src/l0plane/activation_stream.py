@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from l0plane.activation_store import ActivationStore, batched, passes
-from l0plane.files import UserError
+from l0plane.files import Broken, rebuilt_by_the_run
 from l0plane.language_model import LanguageModel
 
 
@@ -49,10 +49,8 @@ class ActivationStream:
             UserError: the sample is of another language model.
         """
         if sample.manifest["model_sha256"] != language_model.sha256:
-            raise UserError(
-                f"{sample.directory}: activations of another language model; "
-                "rebuild with: snakemake --cores all --forcerun activations"
-            )
+            with rebuilt_by_the_run(sample.directory):
+                raise Broken(f"{sample.directory}: activations of another language model")
         self.stored = sample
         self.contexts = contexts
         self.language_model = language_model

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from l0plane.files import UserError, read_json, sha256, write_json
+from l0plane.files import Broken, UserError, read_sealed, sealed, sha256, write_json
 
 STATE_FILE = "state.json"
 
@@ -65,13 +65,13 @@ class Checkpoint:
         if not (self.directory / STATE_FILE).exists():
             return
         try:
-            saved = read_json(self.directory / STATE_FILE)
+            saved = read_sealed(self.directory / STATE_FILE)
             if saved["subject"] != self.subject:
                 print(f"{self.directory}: of another training; starting from the beginning")
                 return
             for name, digest in saved["files"].items():
                 if sha256(self.directory / name) != digest:
-                    raise UserError(f"{name} is not what was written")
+                    raise Broken(f"{name} is not what was written")
             states = list(zip(saved["files"], saved["facts"], strict=True))
         except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             print(f"{self.directory}: cannot be used ({error}); starting from the beginning")
@@ -102,7 +102,7 @@ class Checkpoint:
                 files[path.name] = sha256(path)
                 facts.append(rest)
             state = {"subject": self.subject, "saves": self.saves, "files": files, "facts": facts}
-            write_json(self.directory / STATE_FILE, state)
+            write_json(self.directory / STATE_FILE, sealed(state))
             for old in self.directory.iterdir():
                 if old.name not in {STATE_FILE, *files}:
                     old.unlink()

@@ -1,7 +1,8 @@
-"""Writing whole files or nothing, and naming what a file holds by its hash."""
+"""Writing whole files or nothing, and noticing when a file is no longer what was written."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,17 +17,23 @@ class UserError(Exception):
     """Something that the person running the benchmark can mend; shown without a traceback."""
 
 
+class Broken(UserError):
+    """A file that is missing, or not what was written."""
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` only if the block succeeds.
 
-    Works for a file and for a directory, so that a reader never meets half of either.
+    Works for a file and for a directory, so that a reader never meets half of either. What a
+    killed process left half written is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".*.part.{glob.escape(path.name)}"):
+        _remove(left)
     # The suffix stays, since some writers choose the format by it.
     temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
-    _remove(temporary)
     try:
         yield temporary
         if path.is_dir() and temporary.exists():
@@ -50,16 +57,50 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; raise UserError naming the file when it cannot be read or is not JSON."""
+    """Read a JSON file; raise Broken naming the file when it cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise Broken(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     # Beside what is no JSON, numbers of too many digits and lists in lists without end.
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+        raise Broken(f"{path}: not valid JSON ({error})") from None
+
+
+#: In sealed JSON: the hash of all its other entries.
+SEAL = "checksum"
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object `value` with its own hash, which `read_sealed` compares."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return {**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: str | Path) -> Any:
+    """Read JSON as `read_json`; Broken also if it has a seal and is not what was sealed.
+
+    What has no seal was written by somebody else and is taken as it is.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and SEAL in value:
+        rest = {key: entry for key, entry in value.items() if key != SEAL}
+        if value[SEAL] != sealed(rest)[SEAL]:
+            raise Broken(f"{path}: not what was written")
+    return value
+
+
+@contextmanager
+def rebuilt_by_the_run(directory: str | Path) -> Iterator[None]:
+    """Where a file in `directory`, which the run makes, is broken: say how to make it again."""
+    try:
+        yield
+    except Broken as error:
+        raise UserError(
+            f"{error}; to rebuild it: rm -r {directory}, then the same snakemake command again"
+        ) from None
 
 
 def matching_files(pattern: str) -> list[Path]:
