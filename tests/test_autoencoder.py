@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from l0plane.autoencoder import Autoencoder, Gated, JumpReLU, ReLU, TopK
+from l0plane.autoencoder import Autoencoder, Failed, Gated, JumpReLU, ReLU, TopK, save_failed
+from l0plane.external import read
 from l0plane.files import UserError
+from l0plane.measuring import subjects
 
 N, D = 24, 8
 
@@ -37,6 +39,12 @@ def autoencoder(function):
     )
 
 
+def save_as_others_do(original, directory):
+    """Without a provenance.json, which holds the hashes of the other files."""
+    original.save(directory, {})
+    (directory / "provenance.json").unlink()
+
+
 X = torch.randn(50, D, generator=torch.Generator().manual_seed(9))
 
 
@@ -46,7 +54,8 @@ def test_what_is_saved_is_what_is_loaded(architecture, tmp_path):
     original.save(tmp_path, {"method": "x", "seed": 3})
     loaded = Autoencoder.load(tmp_path)
     assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == architecture
-    assert json.loads((tmp_path / "provenance.json").read_text()) == {"method": "x", "seed": 3}
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert (provenance["method"], provenance["seed"]) == ("x", 3)
     for a, b in ((original, loaded),):
         torch.testing.assert_close(a.encode(X).to_dense(), b.encode(X).to_dense())
         torch.testing.assert_close(a.decode(a.encode(X)), b.decode(b.encode(X)))
@@ -90,7 +99,7 @@ def saelens(directory, x):
 def test_the_directory_means_in_saelens_what_it_means_here(
     architecture, apply_b_dec_to_input, tmp_path
 ):
-    autoencoder(FUNCTIONS[architecture]).save(tmp_path, {})
+    save_as_others_do(autoencoder(FUNCTIONS[architecture]), tmp_path)
     path = tmp_path / "cfg.json"
     config = json.loads(path.read_text()) | {"apply_b_dec_to_input": apply_b_dec_to_input}
     path.write_text(json.dumps(config))
@@ -122,7 +131,7 @@ def test_test_time_functions_pick_from_the_positive_values(architecture):
 
 
 def broken(tmp_path, change):
-    autoencoder(FUNCTIONS["jumprelu"]).save(tmp_path, {})
+    save_as_others_do(autoencoder(FUNCTIONS["jumprelu"]), tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     weights = load_file(tmp_path / "sae_weights.safetensors")
     change(config, weights)
@@ -150,7 +159,7 @@ def test_a_broken_autoencoder_is_told_in_terms_of_the_contract(tmp_path, change,
 
 
 def test_a_truncated_or_missing_weights_file_is_named(tmp_path):
-    autoencoder(ReLU()).save(tmp_path, {})
+    save_as_others_do(autoencoder(ReLU()), tmp_path)
     path = tmp_path / "sae_weights.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="not a whole safetensors file"):
@@ -158,3 +167,45 @@ def test_a_truncated_or_missing_weights_file_is_named(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"sae_weights.safetensors: no such file"):
         Autoencoder.load(tmp_path)
+
+
+FILES = ["cfg.json", "sae_weights.safetensors", "provenance.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", ["flipped", "missing", "cut short"])
+def test_no_byte_of_what_the_run_made_can_change_unnoticed(tmp_path, name, change):
+    directory = tmp_path / "n24-l3-s0"
+    autoencoder(TopK(3)).save(directory, {"seed": 3, "method": "topk"})
+    path = directory / name
+    content = path.read_bytes()
+    place = content.index(b"3") if name != "sae_weights.safetensors" else len(content) - 2
+    changed = {
+        "flipped": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+        "missing": content[:place] + content[place + 1 :],
+        "cut short": content[: len(content) // 2],
+    }
+    path.write_bytes(changed[change])
+    levels = [[N, 3, 0]]
+    with pytest.raises(UserError) as error:
+        list(subjects([str(directory / "cfg.json")], "run", "topk", levels, "c", "m", D))
+    assert str(error.value).startswith(f"{path}: not ")
+    assert f"; to rebuild it: rm -r {directory}, then the same" in str(error.value)
+    autoencoder(TopK(3)).save(directory, {"seed": 3, "method": "topk"})
+    assert Autoencoder.load(directory).n == N
+
+
+def test_what_somebody_else_made_is_not_to_be_removed(tmp_path):
+    autoencoder(TopK(3)).save(tmp_path, {})
+    (tmp_path / "cfg.json").unlink()
+    with pytest.raises(UserError, match=r"cfg\.json: no such file$"):
+        read("saelens", tmp_path)
+
+
+def test_a_failed_training_leaves_its_reason_and_no_autoencoder(tmp_path):
+    save_failed(tmp_path, {"seed": 3, "failed": "the loss exploded"})
+    with pytest.raises(Failed, match="the loss exploded"):
+        Autoencoder.load(tmp_path)
+    (found,) = subjects([str(tmp_path / "cfg.json")], "run", "topk", [[N, 3, 0]], "c", "m", D)
+    assert found.autoencoder is None
+    assert found.facts["failed"] == "the loss exploded"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tidy
 from claim_tables import LEVELS, SIZE, World
 
 from l0plane.claims import CLAIMS, Tables, judge, to_markdown, verdicts
@@ -12,6 +13,7 @@ from l0plane.claims.bootstrap import Resampler, Unit, estimate, simultaneous
 from l0plane.claims.points import Curve, Evidence, compare
 from l0plane.claims.verdicts import NEGATIVE, Estimate, Region, judge_part, whole
 from l0plane.files import UserError
+from l0plane.tidy import failures
 
 FACTOR = World().factor
 CE_FACTOR = dict.fromkeys(FACTOR, 1.0)
@@ -319,3 +321,17 @@ def test_the_documented_rules_name_every_claim_and_margin():
         f"never rises by more than {verdicts.PROGRESSIVE:g}%",
     ):
         assert margin in text
+
+
+def test_what_failed_does_not_count_and_is_named_on_the_page():
+    complete = World().tables()
+    failed = tidy.with_failures(tidy.autoencoders())
+    without = tidy.autoencoders()[failed["failed"].isna()]
+    # Where there are no contexts, the table of autoencoders is all there is.
+    judged = [judge(Tables(autoencoders=table), resamples=50) for table in (failed, without)]
+    pd.testing.assert_frame_equal(*judged)
+    page = to_markdown(judge(complete, resamples=50), failures(failed))
+    count = failed["failed"].notna().sum()
+    assert f"**{count} autoencoders are missing**" in page
+    assert "- topk n=2048 L0=64 seed=0: the loss exploded" in page
+    assert "missing**" not in to_markdown(judge(complete, resamples=50), failures(without))

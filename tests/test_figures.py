@@ -349,3 +349,36 @@ def test_figures_and_tables_never_import_torch():
     names = ", ".join(f"l0plane.figures.{module}" for module in modules)
     code = f"import sys, l0plane.tables, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# What failed
+
+
+@pytest.mark.parametrize("metric", ["nmse", "delta_ce"])
+def test_what_failed_is_named_and_not_drawn(autoencoders, methods, metric):
+    table = tidy.with_failures(autoencoders)
+    fig = draw_combined(table, methods, metric, N, L0)
+    said = "".join(texts(fig)).replace("\n", " ")
+    assert "failed, not shown: 7 of Gated, 1 of TopK" in said  # left: five levels, three seeds
+    assert "failed, not shown: 6 of Gated" in said  # right: four sizes, three seeds
+    left = fig.axes[0]
+    assert not lines(left, color_of(methods, "gated"))
+    (topk,) = lines(left, color_of(methods, "topk"))
+    assert len(topk.get_xdata()) == len(tidy.LEVELS) - 1
+
+
+def test_figures_of_nothing_but_failures_say_so(autoencoders, methods):
+    table = tidy.with_failures(autoencoders).query("method == 'gated'")
+    for draw in (draw_frontier, draw_scaling):
+        level = N if draw is draw_frontier else L0
+        assert any("no autoencoder" in text for text in texts(draw(table, methods, "nmse", level)))
+    empty = {
+        name: frame.iloc[:0] for name, frame in (("c", tidy.curves()), ("r", tidy.refinement()))
+    }
+    draw_progressive(empty["c"], table, methods, N)
+    draw_refinement(empty["r"], tidy.refinement_histogram().iloc[:0], methods, N, L0)
+
+
+def test_a_column_of_figure_10_without_its_training_points(autoencoders, methods):
+    curves = tidy.curves().query("not (method == 'topk' and l0_target == 64)")
+    draw_progressive(curves, tidy.with_failures(autoencoders), methods, N)

@@ -77,3 +77,19 @@ def test_latex_escapes_what_labels_may_hold(tmp_path):
     table = pd.DataFrame({"label": ["50%_a & b"], "nmse_at_8": [0.1]})
     latex = tables.write(table, tmp_path / "t")[2].read_text()
     assert r"50\%\_a \& b & \textbf{0.1} \\" in latex
+
+
+def test_the_summary_says_how_many_are_missing_and_why(tmp_path):
+    table = tidy.with_failures(tidy.autoencoders())
+    summary = tables.summary(table, tidy.methods(), tidy.N, LEVELS)
+    found = summary.set_index("method")
+    assert found["missing"].loc[["gated", "topk", "relu"]].to_list() == [7, 1, 0]
+    assert found.loc["gated", "failed"] == "the loss exploded"
+    assert np.isnan(found.loc["gated", "nmse_at_16"])
+    assert found.loc["topk", "nmse_at_16"] > 0
+    markdown = tables.write(summary, tmp_path / "summary")[1].read_text()
+    assert "| missing | failed |" in markdown and "| 7 | the loss exploded |" in markdown
+    points = tables.write(tables.points(table, tidy.methods()), tmp_path / "points")[1].read_text()
+    assert points.count("the loss exploded") == table["failed"].notna().sum()
+    whole = tables.summary(tidy.autoencoders(), tidy.methods(), tidy.N, LEVELS)
+    assert "missing" not in tables.write(whole, tmp_path / "whole")[1].read_text()

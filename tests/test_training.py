@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from l0plane import kernels
-from l0plane.files import UserError
+from l0plane.autoencoder import Failed
+from l0plane.checkpoint import Checkpoint
 from l0plane.methods import METHODS
 from l0plane.penalty import PenaltyController
-from l0plane.training import _schedule, _Trainer, train
+from l0plane.training import (
+    ALL_DEAD,
+    Training,
+    _schedule,
+    _Trainer,
+    train,
+    train_together,
+)
 
 D, N = 16, 48
 SETTINGS = {
@@ -118,8 +126,48 @@ def test_a_diverging_run_stops_and_says_what_to_lower():
             for number, x in enumerate(super().batches(*arguments, **more)):
                 yield x if number < 5 else x * math.nan
 
-    with pytest.raises(UserError, match=r"topk n=48 L0=3 seed=0: .* at step 5 .* lower the learn"):
+    with pytest.raises(Failed, match=r"topk n=48 L0=3 seed=0: .* at step 5 .* lower the learn"):
         train("topk", Broken(), N, 3, 0, SETTINGS, HYPERPARAMETERS)
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])
+@pytest.mark.parametrize("rate", [30.0, 1e38])
+def test_a_training_with_an_absurd_learning_rate_fails(name, rate):
+    with pytest.raises(Failed, match=f"{name} n=48.*exploded at step .* lower the learning rate"):
+        train(name, STORE, N, 3, 0, SETTINGS, HYPERPARAMETERS | {"learning_rate": rate})
+
+
+def test_one_that_fails_leaves_the_others_of_its_stream_as_they_would_be_alone(tmp_path):
+    def trainings():
+        rates = [5e-3, 1e9, 2e-3]
+        settings = SETTINGS | {"tokens": 5120}
+        sample = STORE.sample(512)
+        return [
+            Training("topk", sample, N, 3, 0, settings, HYPERPARAMETERS | {"learning_rate": rate})
+            for rate in rates
+        ]
+
+    together = trainings()
+    results = list(train_together(together, STORE, 0))
+    assert results[1].autoencoder is None
+    assert "exploded at step" in results[1].facts["failed"]
+    assert results[1].facts["training_steps"] < results[0].facts["training_steps"] == 20
+    for place in (0, 2):
+        (alone,) = train_together(trainings()[place : place + 1], STORE, 0)
+        assert results[place].autoencoder.digest() == alone.autoencoder.digest()
+    # A killed one that goes on remembers which failed.
+    Checkpoint(tmp_path, 0).save(together)
+    again = trainings()
+    Checkpoint(tmp_path, 0).restore(again, {})
+    assert [bool(t.failed) for t in again] == [False, True, False]
+
+
+def test_latents_that_all_die_are_told():
+    settings, fixed = SETTINGS | {"tokens": 40_000}, HYPERPARAMETERS | {"lambda": 1e3}
+    training = Training("relu", STORE.sample(512), N, 3, 0, settings, fixed)
+    (result,) = train_together([training], STORE, 0)
+    assert result.facts["failed"] == ALL_DEAD
+    assert not len(result.autoencoder.encode(STORE.x).indices)
 
 
 def trainer(name="topk", **changes):

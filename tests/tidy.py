@@ -97,6 +97,19 @@ def autoencoders() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_failures(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of autoencoders when all of gated and one of TopK failed."""
+    failed = (table["method"] == "gated") | (
+        (table["method"] == "topk") & (table["n"] == N) & (table["l0_target"] == 64)
+    )
+    measured = table.columns[
+        table.columns.get_loc("l0") : table.columns.get_loc("training_seconds")
+    ]
+    table = table.assign(failed=np.where(failed, "the loss exploded", None))
+    table.loc[failed, measured] = np.nan
+    return table
+
+
 def contexts() -> pd.DataFrame:
     parts = []
     for row in autoencoders().to_dict("records"):

@@ -21,12 +21,25 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.code import Code
-from l0plane.files import UserError, read_json, replacing, write_json
+from l0plane.files import (
+    Broken,
+    UserError,
+    read_json,
+    read_sealed,
+    replacing,
+    sealed,
+    sha256,
+    write_json,
+)
 from l0plane.preprocessing import Normalisation
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 PROVENANCE_FILE = "provenance.json"
+
+
+class Failed(UserError):
+    """A training that came to nothing; tried again with the same settings, it would again."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +167,12 @@ class Autoencoder:
         return kernels.decode(code, self.decoder, self.pre_bias)
 
     def save(self, directory: str | Path, provenance: dict[str, Any]) -> None:
-        """Write the SAELens directory and `provenance.json`, whole or not at all.
+        """Write the SAELens directory and `provenance.json`, each file whole or not at all.
 
-        `provenance` may name the `model` and `hook`, which SAELens users look for in its metadata.
+        `provenance` may name the `model` and `hook`, which SAELens users look for in its metadata,
+        and say why the training `failed`. The file also holds the hashes of the others.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         root = _length(self.normalisation, self.d)
         weights = {
             "W_enc": self.encoder.T / root,
@@ -194,23 +207,59 @@ class Autoencoder:
                 config["architecture"] = "gated"
                 del weights["b_enc"]
                 weights |= {"b_gate": gate_bias, "b_mag": magnitude_bias, "r_mag": log_scale}
-        with replacing(directory / WEIGHTS_FILE) as part:
-            save_file({k: v.detach().float().contiguous() for k, v in weights.items()}, part)
-        write_json(directory / PROVENANCE_FILE, provenance)
-        write_json(directory / CONFIG_FILE, config)
+        _write(directory, config, weights, provenance)
 
     @classmethod
     def load(cls, directory: str | Path) -> Autoencoder:
         """Read a SAELens directory.
 
         Raises:
-            UserError: a file or tensor is missing, has the wrong shape or a value that is not
-                finite, or the configuration asks for what is not known here.
+            Failed: the training came to nothing: its provenance says so, or a value is not finite.
+            Broken: a file is missing, or not what its provenance says that was written.
+            UserError: a tensor is missing or has the wrong shape, or the configuration asks for
+                what is not known here.
         """
         directory = Path(directory)
+        facts = read_provenance(directory)
+        if reason := facts.get("failed"):
+            raise Failed(f"{directory}: {reason}")
+        for name, digest in facts.get("files", {}).items():
+            if (path := directory / name).is_file() and sha256(path) != digest:
+                raise Broken(f"{path}: not the bytes that were written")
         config = read_json(directory / CONFIG_FILE)
         path = directory / WEIGHTS_FILE
         return from_saelens(config, read_safetensors(path), directory)
+
+
+def save_failed(directory: str | Path, provenance: dict[str, Any]) -> None:
+    """Write what a training leaves that `failed` without weights: its provenance, and no tensor."""
+    _write(Path(directory), {}, {}, provenance)
+
+
+def _write(
+    directory: Path,
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    provenance: dict[str, Any],
+) -> None:
+    with replacing(directory / WEIGHTS_FILE) as part:
+        save_file({k: v.detach().float().contiguous() for k, v in weights.items()}, part)
+    write_json(directory / CONFIG_FILE, config)
+    files = {name: sha256(directory / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    write_json(directory / PROVENANCE_FILE, sealed({**provenance, "files": files}))
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """What `provenance.json` in a directory says; empty where there is none.
+
+    Raises:
+        UserError: it is not what was written (Broken), or no object.
+    """
+    path = directory / PROVENANCE_FILE
+    facts = read_sealed(path) if path.exists() else {}
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return facts
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -218,9 +267,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise Broken(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise Broken(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def checked_tensors(
@@ -229,8 +278,9 @@ def checked_tensors(
     """The tensors named in `shapes`, in float32.
 
     Raises:
-        UserError: one that `kind` of autoencoder needs is missing in the file `path`, has another
-            shape or a value that is not finite.
+        UserError: one that `kind` of autoencoder needs is missing in the file `path`, or has
+            another shape.
+        Failed: one has a value that is not finite.
     """
     found = {}
     for name, shape in shapes.items():
@@ -240,7 +290,7 @@ def checked_tensors(
         if tuple(tensor.shape) != shape:
             raise UserError(f"{where} has shape {tuple(tensor.shape)}; expected {shape}")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{where} holds values that are not finite")
+            raise Failed(f"{where} holds values that are not finite")
         found[name] = tensor.detach().float()
     return found
 

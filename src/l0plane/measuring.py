@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from l0plane import __version__
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import PROVENANCE_FILE, WEIGHTS_FILE, Autoencoder
-from l0plane.files import UserError, read_json, sha256
+from l0plane.autoencoder import WEIGHTS_FILE, Autoencoder, Failed, read_provenance
+from l0plane.files import UserError, rebuilt_by_the_run, sha256
 
 #: `source` of an autoencoder that a rule of the run made.
 THIS_RUN = "this run"
@@ -19,7 +19,8 @@ THIS_RUN = "this run"
 class Subject(NamedTuple):
     """One autoencoder that a job measures."""
 
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | None
+    """None where its training failed."""
     directory: Path
     keys: dict[str, Any]
     """First columns of its rows: run, method, n, l0_target, seed."""
@@ -73,7 +74,7 @@ def subjects(
         d: the width of that model's activations.
 
     An autoencoder of somebody else's making needs no provenance.json: what that would say is then
-    missing in the results.
+    missing in the results. One whose training failed is None; its facts say why (`failed`).
 
     Raises:
         UserError: an autoencoder is broken, or has another n or d than it should.
@@ -82,18 +83,24 @@ def subjects(
         directory = Path(path).parent
         keys = {"run": run, "method": method, "n": n, "l0_target": l0, "seed": seed}
         print(f"{method}: {directory.name}", flush=True)
-        autoencoder = Autoencoder.load(directory)
-        if (autoencoder.n, autoencoder.d) != (n, d):
+        with rebuilt_by_the_run(directory):
+            try:
+                autoencoder, failed = Autoencoder.load(directory), {}
+            except Failed as error:
+                print(error)
+                autoencoder, failed = None, {"failed": str(error)}
+        if autoencoder is not None and (autoencoder.n, autoencoder.d) != (n, d):
             raise UserError(
                 f"{path}: d_sae is {autoencoder.n} and d_in is {autoencoder.d}; "
                 f"expected {n} and {d}"
             )
         weights = directory / WEIGHTS_FILE
-        yield subject(autoencoder, weights, keys, THIS_RUN, corpus_sha256, model_sha256)
+        found = subject(autoencoder, weights, keys, THIS_RUN, corpus_sha256, model_sha256)
+        yield found._replace(facts={**failed, **found.facts})
 
 
 def subject(
-    autoencoder: Autoencoder,
+    autoencoder: Autoencoder | None,
     weights: Path,
     keys: dict[str, Any],
     source: str,
@@ -101,10 +108,7 @@ def subject(
     model_sha256: str,
 ) -> Subject:
     """An autoencoder with what its rows say of it; `weights` is the file that it was read from."""
-    provenance_file = weights.parent / PROVENANCE_FILE
-    facts = read_json(provenance_file) if provenance_file.exists() else {}
-    if not isinstance(facts, dict):
-        raise UserError(f"{provenance_file}: expected a JSON object")
+    facts = read_provenance(weights.parent)
     provenance = {
         "training_tokens": facts.get("training_tokens", math.nan),
         "learning_rate": facts.get("learning_rate", math.nan),

@@ -36,7 +36,8 @@ def summary(
     Columns: run, method, label, n; nmse_at_<L0> and delta_ce_at_<L0> for each of `levels`, from
     means over seeds, interpolated in both logarithms (NaN outside the measured range); the means
     over all levels and seeds of dead_fraction, relative_reconstruction_bias (1 is unbiased, below
-    1 is shrinkage) and seconds_per_million_tokens (training); provenance, joined where rows differ.
+    1 is shrinkage) and seconds_per_million_tokens (training); missing, how many autoencoders
+    failed, and failed, the reasons; provenance, joined where rows differ.
 
     Raises:
         UserError: a missing column.
@@ -45,6 +46,8 @@ def summary(
     measured += ["relative_reconstruction_bias", "training_seconds"]
     require(autoencoders, "autoencoders", ["run", "method", "n", *measured, *_PROVENANCE])
     table = autoencoders[autoencoders["n"] == n]
+    if "failed" not in table:  # of an earlier version
+        table = table.assign(failed=None)
     styles = assign_styles(methods, autoencoders["method"])
     rows = []
     for method, look in styles.items():
@@ -59,9 +62,11 @@ def summary(
             row |= {f"{metric}_at_{level:g}": at_l0(l0, values, level) for level in levels}
         for name in ("dead_fraction", "relative_reconstruction_bias"):
             row[name] = own[name].mean()
-        cost = own["training_seconds"] / own["training_tokens"] * 1e6
+        done = own[own["failed"].isna()]
+        cost = done["training_seconds"] / done["training_tokens"] * 1e6
         row["seconds_per_million_tokens"] = cost.mean()
-        row |= {name: _joined(own[name]) for name in _PROVENANCE}
+        row |= {"missing": len(own) - len(done), "failed": _joined(own["failed"])}
+        row |= {name: _joined((own if done.empty else done)[name]) for name in _PROVENANCE}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -79,10 +84,12 @@ def points(autoencoders: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
 def write(table: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write `stem`.csv with every column, and `stem`.md and `stem`.tex with those for a reader.
 
-    The readable ones leave out ids and provenance, round to three digits, and set the lowest of
-    each nMSE and delta CE column of a summary in bold.
+    The readable ones leave out ids and provenance, what failed where nothing did, round to three
+    digits, and set the lowest of each nMSE and delta CE column of a summary in bold.
     """
     hidden = {"run", "method", "source", "weights_sha256", *_PROVENANCE}
+    if "failed" in table and table["failed"].fillna("").eq("").all():
+        hidden |= {"missing", "failed"}
     shown = table[[c for c in table if c not in hidden and not c.endswith("_se")]]
     cells = {c: _cells(shown[c], bold="_at_" in c) for c in shown}
     headings = [_heading(c) for c in shown]
@@ -112,7 +119,7 @@ def _heading(column: str) -> str:
 def _cells(column: pd.Series, bold: bool) -> list[tuple[str, bool]]:
     """Return (text, whether it is to be bold) for each value; a dash where there is none."""
     if not pd.api.types.is_float_dtype(column):
-        return [(str(value), False) for value in column]
+        return [("–" if pd.isna(value) else str(value), False) for value in column]
     best = column.min()
     return [
         ("–", False) if pd.isna(value) else (f"{value:.3g}", bold and value == best)

@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 
 from l0plane import __version__, kernels
-from l0plane.autoencoder import Autoencoder
+from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
-from l0plane.files import UserError
 from l0plane.kernels import AdamState
 from l0plane.methods import METHODS, Method, Parameters
 from l0plane.penalty import PenaltyController, warm_up
+from l0plane.tidy import MEASURED
 
 INITIALISATION_ROWS = 8192
 LOG_LINES = 50
 #: Of the training log: where it stands, and means over the batches since the row before.
-LOG_COLUMNS = ["step", "tokens", "loss", "gradient_norm", "nmse", "l0", "dead_fraction", "lambda"]
-
-
-class Diverged(UserError):
-    """A training whose loss or gradient is no longer finite."""
+LOG_COLUMNS = MEASURED["training"]
+#: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
+#: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
+EXPLODED = 1e6
+#: What is said of an autoencoder that uses none of its latents.
+ALL_DEAD = "all latents are dead: L0 is 0; lower the learning rate"
 
 
 class Batches(Protocol):
@@ -70,6 +71,7 @@ class Training:
         steps: how many batches there are to be.
         seconds: what it took so far, its share of the waiting for batches included.
         subject: all that the result depends on beside the batches, for checkpoints.
+        failed: why it goes no further, once it does not.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Training:
         self._method = METHODS[name](l0, hyperparameters)
         if base is not None:
             self._method.base = base.to(sample.device)  # type: ignore[attr-defined]
+        self._sample = sample
         generator = torch.Generator().manual_seed(seed)
         variance = (sample - sample.mean(0)).square().sum(1).mean().item()
         parameters = self._method.initialise(sample, n, generator)
@@ -105,6 +108,7 @@ class Training:
         self._controller = PenaltyController(l0, self.steps, self._method.l0_delay)
         self._log = _Log(self.steps, self.batch_tokens, self.title)
         self._factor = math.nan
+        self.failed: str | None = None
         self.seconds = time.perf_counter() - started
 
     @property
@@ -113,11 +117,9 @@ class Training:
         return self._trainer.steps
 
     def step(self, x: Tensor) -> None:
-        """Take the next batch `x [batch_tokens, d]`.
-
-        Raises:
-            Diverged: says at which step and what to lower.
-        """
+        """Take the next batch `x [batch_tokens, d]`; of one that has `failed`, pass it by."""
+        if self.failed:
+            return
         started = time.perf_counter()
         step = self.done
         rate = self.hyperparameters["learning_rate"] * _schedule(step, self.steps, self.settings)
@@ -127,11 +129,12 @@ class Training:
             else self._controller.value
         )
         facts = self._trainer.step(x, rate, factor)
-        if not math.isfinite(facts["loss"]) or not math.isfinite(facts["gradient_norm"]):
-            raise Diverged(
-                f"{self.title}: the loss is no longer finite at step "
-                f"{step} (learning rate {rate:.3g}); lower the learning rate"
+        if facts is None:
+            self.failed = (
+                f"the loss or its gradient exploded at step {step} of {self.steps} "
+                f"(learning rate {rate:.3g}); lower the learning rate"
             )
+            return
         facts["lambda"] = self._factor = factor if self._trainer.penalised else math.nan
         self._controller.observe(facts["l0"])
         self._log.add(step, facts)
@@ -140,17 +143,22 @@ class Training:
     def finish(self, batches: Iterable[Tensor]) -> Trained:
         """The result; `batches` of training activations are there for estimates."""
         started = time.perf_counter()
-        averaged = {key: state.ema for key, state in self._trainer.states.items()}
-        autoencoder = self._method.finish(averaged, batches)
+        autoencoder = None
+        if not self.failed:
+            averaged = {key: state.ema for key, state in self._trainer.states.items()}
+            autoencoder = self._method.finish(averaged, batches)
+            if not len(autoencoder.encode(self._sample).indices):
+                self.failed = ALL_DEAD
         self.seconds += time.perf_counter() - started
         penalised = self._trainer.penalised
         record = {
             "lambda": self._factor if penalised else None,
             "lambda_steered": "lambda" not in self.hyperparameters if penalised else None,
-            "training_tokens": self.steps * self.batch_tokens,
-            "training_steps": self.steps,
+            "training_tokens": self.done * self.batch_tokens,
+            "training_steps": self.done,
             "training_seconds": round(self.seconds, 2),
             **{key: value for key, value in self.hyperparameters.items() if key != "lambda"},
+            **({"failed": self.failed} if self.failed else {}),
         }
         return Trained(autoencoder, self._log.table(), record)
 
@@ -176,6 +184,7 @@ class Training:
             "memory": self._method.memory,
             "controller": vars(self._controller),
             "log": {"rows": self._log.rows, "pending": self._log.pending},
+            "failed": self.failed,
             "seconds": self.seconds,
         }
         return tensors, facts
@@ -195,18 +204,25 @@ class Training:
         self._method.memory = facts["memory"]
         vars(self._controller).update(facts["controller"])
         self._log.go_on(**facts["log"])
+        self.failed = facts["failed"]
         self.seconds = facts["seconds"]
 
 
 class Trained(NamedTuple):
     """What a training leaves."""
 
-    autoencoder: Autoencoder
-    """With the averaged weights."""
+    autoencoder: Autoencoder | None
+    """With the averaged weights; none where the training could not go on."""
     log: pd.DataFrame
     """A row every `LOG_LINES`-th part of the training, `LOG_COLUMNS`."""
     facts: dict[str, Any]
-    """For its provenance."""
+    """For its provenance; `failed` where it came to nothing."""
+
+    @classmethod
+    def nothing(cls, reason: str) -> Trained:
+        """Of a training that could not begin."""
+        facts = {"training_tokens": 0, "training_seconds": 0.0, "failed": reason}
+        return cls(None, pd.DataFrame(columns=LOG_COLUMNS), facts)
 
 
 def train_together(
@@ -217,7 +233,8 @@ def train_together(
 ) -> Iterator[Trained]:
     """Feed one course of batches to all `trainings`; then yield their results, one by one.
 
-    Each becomes what it would have become alone. All have the same `training` settings.
+    Each becomes what it would have become alone; one that fails leaves the others alone. All have
+    the same `training` settings.
 
     Args:
         trainings: none of them begun.
@@ -225,29 +242,32 @@ def train_together(
         seed: of their order.
         checkpoint: where a killed job has left its state, if it has; it is written from now on.
             Its owner removes it when the results are safe.
-
-    Raises:
-        Diverged: as `Training.step` does.
     """
     first = trainings[0]
     course = (first.batch_tokens, first.steps * first.batch_tokens, seed)
     if checkpoint is not None:
         subjects = [training.subject for training in trainings]
         checkpoint.restore(trainings, {"trainings": subjects, "data": source.manifest})
-        if first.done:
-            print(f"going on after step {first.done} of {first.steps}", flush=True)
-    batches = source.batches(*course, start=first.done)
-    while first.done < first.steps:
+    # One that failed stays behind.
+    done = max(training.done for training in trainings)
+    if done:
+        print(f"going on after step {done} of {first.steps}", flush=True)
+    batches = source.batches(*course, start=done)
+    while done < first.steps and not all(training.failed for training in trainings):
         started = time.perf_counter()
         x = next(batches)
         waited = time.perf_counter() - started
         for training in trainings:
             training.seconds += waited / len(trainings)
             training.step(x)
+        done += 1
         if checkpoint is not None:
             checkpoint.save_if_due(trainings)
     for training in trainings:
-        yield training.finish(source.batches(*course))
+        trained = training.finish(source.batches(*course))
+        if training.failed:
+            print(f"{training.title}: {training.failed}", flush=True)
+        yield trained
 
 
 def train(
@@ -259,18 +279,20 @@ def train(
     settings: dict[str, Any],
     hyperparameters: dict[str, Any],
     base: Autoencoder | None = None,
-) -> Trained:
+) -> tuple[Autoencoder, pd.DataFrame, dict[str, Any]]:
     """Train one autoencoder on the device where the store's activations are.
 
     Arguments as for `Training`; `store` gives the sample, and the batches in the order of `seed`.
 
     Raises:
-        Diverged: says at which step and what to lower.
+        Failed: it could not go on; says at which step, and what to lower.
     """
     sample = store.sample(INITIALISATION_ROWS)
     training = Training(name, sample, n, l0, seed, settings, hyperparameters, base)
-    (trained,) = train_together([training], store, seed)
-    return trained
+    ((autoencoder, log, facts),) = train_together([training], store, seed)
+    if autoencoder is None:
+        raise Failed(f"{training.title}: {training.failed}")
+    return autoencoder, log, facts
 
 
 def learning_rate(hyperparameters: dict[str, float], n: int, reference_n: int) -> float:
@@ -312,8 +334,13 @@ class _Trainer:
         self.steps = 0
         self.silent_tokens: Tensor | None = None
 
-    def step(self, x: Tensor, learning_rate: float, penalty_factor: float) -> dict[str, float]:
-        """One optimiser step on a batch `x [rows, d]`; facts of it for the log."""
+    def step(
+        self, x: Tensor, learning_rate: float, penalty_factor: float
+    ) -> dict[str, float] | None:
+        """One optimiser step on a batch `x [rows, d]`; facts of it for the log.
+
+        None, and no step, where the loss or the norm of its gradient has exploded.
+        """
         scale = 1 / (len(x) * self.variance)
         loss = self.method.loss(self.parameters, x)
         total = scale * loss.objective
@@ -326,6 +353,8 @@ class _Trainer:
             total = total + self.settings["aux_weight"] * self._auxk(x, error, dead)
         gradients = torch.autograd.grad(total, list(self.parameters.values()))
         norm = math.sqrt(sum(_squared_norm(g) for g in gradients))
+        if not (abs(total.item()) < EXPLODED and norm < EXPLODED):
+            return None
         self._update(gradients, norm, learning_rate)
         return {
             "loss": total.item(),

@@ -16,7 +16,7 @@ import torch
 
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import Autoencoder
+from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.training import train
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
@@ -31,6 +31,9 @@ LOST = 1.25
 ANSWER = (0.3, 3.0)
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
+
+#: What a trial of the search says.
+TRIED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
 
 
 @torch.no_grad()
@@ -89,10 +92,11 @@ def search_lambda(
         hyperparameters: as for `train`, without `lambda`.
 
     Returns:
-        One row per training: `lambda` and what `validate` measures, the closest to `l0` first.
+        One row per training: `lambda` and what `validate` measures, the closest to `l0` first. The
+        search ends with a lambda whose training failed.
 
     Raises:
-        Diverged: as `train` does.
+        Failed: as `train` does, if not one training went through.
     """
     _, log, _ = train(method, store, n, l0, 0, settings, hyperparameters)
     late = log.iloc[len(log) // 2 :]
@@ -103,13 +107,18 @@ def search_lambda(
     trials: list[dict[str, float]] = []
     for _ in range(TRIALS):
         fixed = {**hyperparameters, "lambda": factor}
-        autoencoder, _, _ = train(method, store, n, l0, 0, settings, fixed)
+        try:
+            autoencoder, _, _ = train(method, store, n, l0, 0, settings, fixed)
+        except Failed:
+            if not trials:
+                raise
+            break
         trials.append({"lambda": factor, **validate(autoencoder, validation)})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
         if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE or unanswered(trials, l0):
             break
         factor = next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
-    table = pd.DataFrame(trials)
+    table = pd.DataFrame(trials, columns=TRIED)
     distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
     return table.iloc[np.argsort(distance)].reset_index(drop=True)
 
@@ -173,13 +182,15 @@ def read_lambda(
         rate: the learning rate.
 
     Returns:
-        Nothing if no row is about this level, text, model and training: lambda would miss.
+        Nothing if no row is about this level, text, model and training: lambda would miss; nor if
+        the search failed.
     """
     table = tidy.read(path)
     wanted = {**wanted, "training_tokens": settings["tokens"]}
     rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
-    return None if rows.empty else float(rows["lambda"].iloc[0])
+    found = rows["lambda"].dropna()
+    return None if found.empty else float(found.iloc[0])
 
 
 # --- the best hyperparameters

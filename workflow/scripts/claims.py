@@ -18,7 +18,8 @@ with job(snakemake):
     subject = ["corpus_sha256", "model_sha256"]
     same = tables["tuning"].merge(tables["autoencoders"][subject].drop_duplicates(), on=subject)
     claims = judge(Tables(**(tables | {"tuning": same})))
+    failures = tidy.failures(tables["autoencoders"])
     tidy.write(claims, snakemake.output.table)
     with replacing(snakemake.output.page) as part:
-        part.write_text(to_markdown(claims), encoding="utf-8")
+        part.write_text(to_markdown(claims, failures), encoding="utf-8")
     print(claims.loc[claims["part"] == "", ["claim", "verdict"]].to_string(index=False))

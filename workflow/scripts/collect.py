@@ -7,8 +7,6 @@ which says what was run.
 import importlib.metadata
 import platform
 
-import pandas as pd
-
 from l0plane import __version__, tidy
 from l0plane.files import read_json, write_json
 from l0plane.jobs import job
@@ -19,8 +17,11 @@ with job(snakemake):
     params, output = snakemake.params, snakemake.output
     for name, paths in snakemake.input.items():
         if name != "manifest":
-            table = pd.concat([tidy.read(path) for path in paths], ignore_index=True)
+            table = tidy.together([tidy.read(path) for path in paths], name)
             tidy.write(table, output[name])
+            if name == "autoencoders":
+                for failure in tidy.failures(table):
+                    print(f"failed: {failure}")
     manifest = read_json(snakemake.input.manifest)
     facts = {
         "run": params.config["run"],

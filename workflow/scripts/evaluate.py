@@ -3,8 +3,9 @@
 Reads the autoencoders, the language model and the test contexts; writes reconstruction and
 downstream loss (Figures 2 and 5), where the configuration asks for them refined codes (Figure 9)
 and test-time curves (Figure 10), each also per context, which is what every paired comparison
-rests on; and the training logs. One job a method, since the language model takes longer to load
-than to use on one autoencoder.
+rests on; and the training logs. An autoencoder whose training failed, or that uses no latent, has
+a row without measurements that says why. One job a method, since the language model takes longer
+to load than to use on one autoencoder.
 """
 
 import math
@@ -23,8 +24,9 @@ from l0plane.files import read_json
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import subjects
+from l0plane.tidy import MEASURED, together
 from l0plane.tokens import load_contexts
-from l0plane.training import LOG_COLUMNS
+from l0plane.training import ALL_DEAD, LOG_COLUMNS
 
 with job(snakemake):
     params = snakemake.params
@@ -46,27 +48,33 @@ with job(snakemake):
             snakemake.input.cfg, params.run, params.method, params.levels, *measured_on
         )
     for autoencoder, directory, keys, provenance, facts, origin in found:
-        autoencoder = autoencoder.to(language_model.device)
-        level = [keys["n"], keys["l0_target"], keys["seed"]]
-        row, contexts = evaluate(autoencoder, held_out)
-        # Nobody asked an autoencoder trained elsewhere for an L0, unless it has a k.
-        keys["l0_target"] = keys["l0_target"] or max(1, round(row["l0"]))
-        tokens = row.pop("evaluation_tokens")
         # JSON knows no NaN: a method without a penalty has lambda null.
         penalty, seconds = (
             math.nan if facts.get(name) is None else facts[name]
             for name in ("lambda", "training_seconds")
         )
-        row = {
-            "lambda": penalty,
-            "lambda_steered": facts.get("lambda_steered"),
-            **row,
-            "training_seconds": seconds,
-            "evaluation_tokens": tokens,
-            **origin,
-        }
-        tables["autoencoders"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
+        row, failed = {}, facts.get("failed")
+        if autoencoder is not None:
+            autoencoder = autoencoder.to(language_model.device)
+            row, contexts = evaluate(autoencoder, held_out)
+            # Nobody asked an autoencoder trained elsewhere for an L0, unless it has a k.
+            keys["l0_target"] = keys["l0_target"] or max(1, round(row["l0"]))
+            if not row["l0"]:
+                print(failed := ALL_DEAD)
+                row = {}
+        row |= {"lambda": penalty, "lambda_steered": facts.get("lambda_steered")}
+        row |= {"training_seconds": seconds, **origin, "failed": failed}
+        table = pd.DataFrame([row]).reindex(columns=MEASURED["autoencoders"])
+        tables["autoencoders"].append(tidy.arrange(table, keys, provenance))
+        if not params.external:
+            log = directory / "training.csv"
+            training = tidy.read(log) if log.exists() else pd.DataFrame()
+            training = training.reindex(columns=LOG_COLUMNS)
+            tables["training"].append(tidy.arrange(training, keys, provenance))
+        if failed:
+            continue
         tables["contexts"].append(tidy.arrange(contexts, keys, provenance))
+        level = [keys["n"], keys["l0_target"], keys["seed"]]
         if params.refined_levels == "all" or level in params.refined_levels:
             row, contexts, histogram = refine(autoencoder, held_out)
             tables["refinement"].append(tidy.arrange(pd.DataFrame([row]), keys, provenance))
@@ -78,10 +86,5 @@ with job(snakemake):
             )
             tables["curves"].append(tidy.arrange(curve, keys, provenance))
             tables["curve_contexts"].append(tidy.arrange(contexts, keys, provenance))
-        if not params.external:
-            log = directory / "training.csv"
-            training = tidy.read(log) if log.exists() else pd.DataFrame()
-            training = training.reindex(columns=LOG_COLUMNS)
-            tables["training"].append(tidy.arrange(training, keys, provenance))
-    for name, pieces in tables.items():
-        tidy.write(pd.concat(pieces, ignore_index=True), snakemake.output[name])
+    for name, path in snakemake.output.items():
+        tidy.write(together(tables[name], name), path)

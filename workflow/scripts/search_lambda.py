@@ -1,15 +1,19 @@
 """The constant lambda that gives a penalty method the L0 asked for.
 
 Reads stored activations; trains with one lambda after another, measures L0 on the validation
-activations, and writes the closest. Seed 0 only: the other seeds use the same lambda.
+activations, and writes the closest. Seed 0 only: the other seeds use the same lambda. Where the
+training fails the row is empty and says why; lambda is then steered.
 """
+
+import pandas as pd
 
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
+from l0plane.autoencoder import Failed
 from l0plane.device import available_device
 from l0plane.jobs import job
 from l0plane.training import learning_rate
-from l0plane.tuning import search_lambda
+from l0plane.tuning import TRIED, search_lambda
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
@@ -18,7 +22,12 @@ with job(snakemake):
     hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
     store = ActivationStore(snakemake.input.train, available_device())
     validation = ActivationStore(snakemake.input.validation, available_device())
-    trials = search_lambda(method, store, validation, n, l0, params.settings, hyperparameters)
+    failed = None
+    try:
+        trials = search_lambda(method, store, validation, n, l0, params.settings, hyperparameters)
+    except Failed as error:
+        print(error)
+        failed, trials = str(error), pd.DataFrame(columns=TRIED)
     keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": 0}
     last = {
         "training_tokens": params.settings["tokens"],
@@ -27,5 +36,5 @@ with job(snakemake):
         "model_sha256": store.manifest["model_sha256"],
         "version": __version__,
     }
-    table = trials.head(1).assign(trials=len(trials))
+    table = trials.head(1).reindex([0]).assign(trials=len(trials), failed=failed)
     tidy.write(tidy.arrange(table, keys, last), snakemake.output[0])

@@ -3,7 +3,8 @@
 Reads stored activations (and the autoencoder that the method derives from, and the lambdas that
 were found for a penalty; for a stream, the contexts and the language model); writes, for each, a
 SAELens directory, its provenance and the training log. While it runs, a checkpoint lies beside the
-log; a job that was killed goes on from there.
+log; a job that was killed goes on from there. A training that fails is a result too: its provenance
+says why, and nobody tries it again.
 """
 
 from pathlib import Path
@@ -11,15 +12,21 @@ from pathlib import Path
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
-from l0plane.autoencoder import Autoencoder
+from l0plane.autoencoder import Autoencoder, Failed, read_provenance, save_failed
 from l0plane.checkpoint import Checkpoint
 from l0plane.device import available_device
-from l0plane.files import read_json
+from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import training_provenance
 from l0plane.tokens import load_contexts
-from l0plane.training import INITIALISATION_ROWS, Training, learning_rate, train_together
+from l0plane.training import (
+    INITIALISATION_ROWS,
+    Trained,
+    Training,
+    learning_rate,
+    train_together,
+)
 from l0plane.tuning import read_lambda
 
 
@@ -28,18 +35,20 @@ def listed(files):
     return [files] if isinstance(files, str) else list(files or [])
 
 
-with job(snakemake):
+def trained(snakemake, store, levels, checkpoint):
+    """The results of all levels, one by one; a base whose training failed is raised as `Failed`."""
     params = snakemake.params
-    wildcards = snakemake.wildcards
-    levels = params.get("levels") or [[int(wildcards[name]) for name in ("n", "l0", "seed")]]
-    store = source = ActivationStore(snakemake.input.activations, available_device())
+    source = store
     if contexts := snakemake.input.get("contexts"):
         language_model = LanguageModel.load(
             params.language_model_path, store.manifest["hook"], store.device
         )
         buffer_tokens = params.settings["stream_buffer_tokens"]
         source = ActivationStream(store, load_contexts(contexts), language_model, buffer_tokens)
-    base = snakemake.input.get("base")
+    base = None
+    if path := snakemake.input.get("base"):
+        with rebuilt_by_the_run(Path(path).parent):
+            base = Autoencoder.load(Path(path).parent)
     sample = store.sample(INITIALISATION_ROWS)
     trainings = []
     for n, l0, seed in levels:
@@ -63,31 +72,41 @@ with job(snakemake):
                 hyperparameters["lambda"] = found
         trainings.append(
             Training(
-                params.method,
-                sample,
-                n,
-                l0,
-                seed,
-                params.settings,
-                hyperparameters,
-                base=Autoencoder.load(Path(base).parent) if base else None,
+                params.method, sample, n, l0, seed, params.settings, hyperparameters, base=base
             )
         )
+    # A stream has one order for all; a training on stored activations has its seed's.
+    return train_together(trainings, source, levels[0][2], checkpoint)
+
+
+with job(snakemake):
+    params = snakemake.params
+    wildcards = snakemake.wildcards
+    levels = params.get("levels") or [[int(wildcards[name]) for name in ("n", "l0", "seed")]]
+    store = ActivationStore(snakemake.input.activations, available_device())
     checkpoint = Checkpoint(
         Path(snakemake.log[0]).with_suffix(".checkpoint"),
         snakemake.config["execution"]["checkpoint_minutes"],
     )
-    # A stream has one order for all; a training on stored activations has its seed's.
-    results = train_together(trainings, source, levels[0][2], checkpoint)
+    try:
+        results = trained(snakemake, store, levels, checkpoint)
+    except Failed as error:
+        print(f"{params.method} derives from what failed: {error}")
+        results = [Trained.nothing(f"derives from what failed: {error}")]
     places = [Path(path).parent for path in listed(snakemake.output.cfg)]
     for (n, l0, seed), directory, (autoencoder, log, facts) in zip(
         levels, places, results, strict=True
     ):
-        if base:  # what it cost includes what it started from
-            earlier = read_json(snakemake.input.base_provenance)
+        if earlier := snakemake.input.get("base_provenance"):
+            # What it cost includes what it started from.
+            earlier = read_provenance(Path(earlier).parent)
             for cost in ("training_tokens", "training_seconds"):
                 facts[cost] += earlier[cost]
         keys = {"run": params.run, "method": params.method, "n": n, "l0_target": l0, "seed": seed}
-        autoencoder.save(directory, training_provenance(keys, facts, store, params.language_model))
+        provenance = training_provenance(keys, facts, store, params.language_model)
+        if autoencoder is None:
+            save_failed(directory, provenance)
+        else:
+            autoencoder.save(directory, provenance)
         tidy.write(tidy.arrange(log, keys), directory / "training.csv")
     checkpoint.remove()

@@ -2,7 +2,7 @@
 
 Reads stored activations; trains at the level that the configuration's tuning section gives and
 writes one row with the errors on the validation activations, at equal L0: a penalty's lambda is
-searched for anew, since it depends on the learning rate. Training that diverges is a row too.
+searched for anew, since it depends on the learning rate. A training that fails is a row too.
 """
 
 import math
@@ -12,13 +12,12 @@ import pandas as pd
 
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import Autoencoder
+from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.device import available_device
+from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
-from l0plane.training import Diverged, train
-from l0plane.tuning import error_at, search_lambda, validate
-
-MEASURED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
+from l0plane.training import train
+from l0plane.tuning import TRIED, error_at, search_lambda, validate
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
@@ -35,14 +34,17 @@ with job(snakemake):
             )
             measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, params.l0)}
         else:
-            start = Autoencoder.load(Path(base[0]).parent) if base else None
+            start = None
+            if base:
+                with rebuilt_by_the_run(Path(base[0]).parent):
+                    start = Autoencoder.load(Path(base[0]).parent)
             autoencoder, _, _ = train(
                 method, store, *level, 0, params.settings, hyperparameters, base=start
             )
             measured = {"lambda": math.nan, **validate(autoencoder, validation)}
-    except Diverged as error:
+    except Failed as error:
         print(error)
-        measured = dict.fromkeys(MEASURED, math.nan)
+        measured = dict.fromkeys(TRIED, math.nan)
     knob = next((name for name in params.changed if name != "learning_rate"), None)
     row = {"knob": knob, "value": params.changed.get(knob, math.nan), **measured}
     last = {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from l0plane.claims.verdicts import NO_REPEATS, VERDICTS
 
 
-def to_markdown(claims: pd.DataFrame) -> str:
-    """Render the table of `judge`, also as read back from CSV, as a Markdown page."""
+def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
+    """Render the table of `judge`, also as read back from CSV, as a Markdown page.
+
+    `failures` names the autoencoders that nothing is known about (`tidy.failures`).
+    """
     claims = claims.fillna({"part": "", "unit": "", "detail": "", "run": ""})
     wholes = claims[claims["part"] == ""]
     counts = wholes["verdict"].value_counts()
@@ -20,6 +25,7 @@ def to_markdown(claims: pd.DataFrame) -> str:
         f'`docs/claims.md`. Where a detail says "{NO_REPEATS}", another seed could move the effect '
         "by more than its interval.",
         "",
+        *_missing(failures),
         "| claim | statement | verdict | effect | unit |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -37,6 +43,14 @@ def to_markdown(claims: pd.DataFrame) -> str:
             measured = f" {_interval(row)} {row.unit};" if _interval(row) else ""
             lines.append(f"- {name}{row.verdict};{measured} {row.detail}.")
     return "\n".join(lines) + "\n"
+
+
+def _missing(failures: Sequence[str]) -> list[str]:
+    if not failures:
+        return []
+    count = "One autoencoder is" if len(failures) == 1 else f"{len(failures)} autoencoders are"
+    what = f"**{count} missing**: the training failed, and no verdict takes it into account."
+    return [what, "", *(f"- {failure}" for failure in failures), ""]
 
 
 def _interval(row: object) -> str:

@@ -49,6 +49,9 @@ class Tables:
             table = getattr(self, name)
             if table is None:
                 continue
+            if name == "autoencoders" and "nmse" in table.columns:  # what failed has none
+                table = table.dropna(subset="nmse")
+                object.__setattr__(self, name, table)
             if table.empty:
                 object.__setattr__(self, name, None)
                 continue

@@ -59,6 +59,7 @@ def frontier(
     if published is not None:
         handles |= _overlay(published, published_variance, metric, styles, ax)
 
+    style.missing(ax, [styles[m].label for m in rows.loc[rows[metric].isna(), "method"]])
     ax.set(xlabel=style.L0_LABEL, ylabel=style.METRIC_LABELS[metric])
     if handles:
         style.powers_of_two(ax)

@@ -66,6 +66,7 @@ def scaling(
             r"hollow: $L_0$ over 5% off, not fitted", style.GREY, "o", mfc="white", ls="none"
         )
 
+    style.missing(ax, [styles[m].label for m in rows.loc[rows[metric].isna(), "method"]])
     ax.set(xlabel="n (latents)", ylabel=style.METRIC_LABELS[metric])
     if means["value"].notna().any():
         style.powers_of_two(ax)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -149,6 +151,14 @@ def note(ax: Axes, text: str, x: float = 0.98, y: float = 0.98) -> None:
         color=GREY,
         style="italic",
     )
+
+
+def missing(ax: Axes, labels: Iterable[str]) -> None:
+    """Say in a panel of which methods an autoencoder failed; one label for each that did."""
+    counts = Counter(labels)
+    if counts:
+        failed = ", ".join(f"{count} of {label}" for label, count in counts.items())
+        note(ax, "\n".join(textwrap.wrap(f"failed, not shown: {failed}", 40)), y=0.92)
 
 
 def empty(ax: Axes, text: str) -> None:
