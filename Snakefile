@@ -23,6 +23,7 @@ include: "workflow/rules/stream.smk"
 include: "workflow/rules/tuning.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/missing.smk"
 
 
 rule all:

@@ -14,7 +14,9 @@ import tidy as example
 from test_training import HYPERPARAMETERS, SETTINGS, STORE
 
 from l0plane import tables
+from l0plane import tidy as columns
 from l0plane.claims import Tables, judge
+from l0plane.missing import missing
 from l0plane.training import train
 from l0plane.tuning import choose
 
@@ -40,6 +42,16 @@ def test_the_training_log():
     settings = {**SETTINGS, "tokens": 1024}
     log = train("relu", STORE, 8, 3, 0, settings, HYPERPARAMETERS)[1]
     assert [*KEYS, *log.columns, *PROVENANCE] == documented("training.csv")
+
+
+@pytest.mark.parametrize("name", columns.MEASURED)
+def test_a_table_of_nothing_has_its_columns(name):
+    files = [f"{name}.{suffix}" for suffix in ("csv", "parquet") if f"`{name}.{suffix}`" in TEXT]
+    assert list(columns.together([], name).columns) == documented(files[0])
+
+
+def test_what_is_missing():
+    assert list(missing([]).columns) == documented("missing.csv")
 
 
 def test_the_tuning():

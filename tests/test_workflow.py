@@ -1,9 +1,13 @@
 """The workflow: its plan, its style, what it says to mistakes, and all of it at toy size."""
 
+import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -102,9 +106,28 @@ def with_my_method(tmp_path):
 
 
 def test_all_of_it_at_toy_size(with_my_method):
+    """One method of all has a learning rate at which it cannot but fail."""
+
     def smoke(*arguments):
-        arguments = ("--configfile", SMOKE, *arguments)
+        arguments = ("--configfile", SMOKE, "--config", absurd, *arguments)
         return snakemake(tmp_path, *arguments, snakefile=tmp_path / "Snakefile")
+
+    def killed_after(seconds, *arguments):
+        """All of its processes, as kill -9 does it."""
+        arguments = ("--configfile", SMOKE, "--config", absurd, *arguments)
+        command = [BIN / "snakemake", "--snakefile", tmp_path / "Snakefile", *arguments]
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=tmp_path,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    absurd = "hyperparameters={prolu_ste: {learning_rate: 1e9}}"
 
     tmp_path = with_my_method
     done = smoke("--cores", 2)
@@ -124,6 +147,17 @@ def test_all_of_it_at_toy_size(with_my_method):
     for path in tables:
         assert list(tidy.read(path).columns) == documented(path.name.removeprefix("published_"))
 
+    # What failed is a row with its reason, and nothing else.
+    failed = table[table["failed"].notna()]
+    assert set(failed["method"]) == {"prolu_ste"} == set(table[table["nmse"].isna()]["method"])
+    assert failed["failed"].str.contains("exploded at step").all()
+    assert "prolu_ste" not in set(pd.read_parquet(results / "contexts.parquet")["method"])
+    for page in ("claims.md", "tables/summary.md", "tables/points.md"):
+        assert "lower the learning rate" in (results / page).read_text()
+    lambdas = pd.read_csv(results / "lambdas.csv")
+    assert set(lambdas.loc[lambdas["lambda"].isna(), "method"]) == {"prolu_ste"}
+    assert list(lambdas.columns) == documented("lambdas.csv")
+
     # Every rule has run.
     listed = smoke("--list-rules", "--quiet", "all").stdout
     rules = {line for line in listed.splitlines() if line.isidentifier()}
@@ -134,14 +168,34 @@ def test_all_of_it_at_toy_size(with_my_method):
     again = smoke("--cores", 2)
     assert "Nothing to be done" in again.stdout
 
-    # What is lost is made again, and comes out the same.
+    # A flipped bit is found and named; what the message says makes it again, and the same.
     measured = Path("results/smoke/measurements/topk/autoencoders.csv")
     before = pd.read_csv(tmp_path / measured).drop(columns="training_seconds")
-    shutil.rmtree(results / "autoencoders/topk")
+    (tmp_path / measured).unlink()
+    weights = results / "autoencoders/topk/n128-l8-s0/sae_weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    broken = smoke("--cores", 2, "--", measured)
+    assert broken.returncode != 0
+    assert "Traceback" not in broken.stdout
+    directory = weights.parent.relative_to(tmp_path)
+    said = f"evaluate_topk: {directory / weights.name}: not the bytes that were written; "
+    said += f"to rebuild it: rm -r {directory}, then the same snakemake command again"
+    assert said in broken.stdout
+    missing = pd.read_csv(results / "missing.csv")
+    assert set(missing["method"]) == {"topk"}
+    assert set(missing["reason"]) == {said}
+    assert "2 of 20 autoencoders are missing (results/smoke/missing.csv" in broken.stdout
+    # Killed, and killed again, it goes on with the same command.
+    shutil.rmtree(weights.parent)
+    for _ in range(2):
+        killed_after(random.uniform(2, 12), "--cores", 2, "--", measured)
     repeated = smoke("--cores", 2, "--", measured)
     assert repeated.returncode == 0, repeated.stdout
+    assert not (results / "missing.csv").exists()
     after = pd.read_csv(tmp_path / measured).drop(columns="training_seconds")
     pd.testing.assert_frame_equal(before, after, check_exact=True)
+    assert not list(tmp_path.rglob("*.part.*")) + list(tmp_path.rglob("*.checkpoint"))
 
 
 def test_every_rule_says_what_it_asks_of_a_cluster_or_stays():

@@ -2,54 +2,106 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from l0plane.files import UserError
 
+AGAIN = "then give the same command again, which goes on from here"
+#: What the machine may refuse: error numbers, words of libraries that give none, what to do.
+_REFUSALS = [
+    (
+        {errno.ENOSPC, errno.EDQUOT, errno.EFBIG},
+        ("no space left", "quota exceeded", "file too large"),
+        f"no space left on the disk; free some, or work in a folder on another one, {AGAIN}",
+    ),
+    (
+        {errno.EACCES, errno.EPERM, errno.EROFS},
+        ("permission denied", "read-only file system"),
+        f"no permission; make the file readable and its folder writable for you, {AGAIN}",
+    ),
+    (
+        {errno.ENOMEM},
+        ("allocate memory", "out of memory", "bad_alloc"),
+        f"out of memory; free some, or let fewer jobs run at a time (--cores), {AGAIN}",
+    ),
+]
+
 
 class _Tee:
     """Text written here goes to the terminal and to the log."""
 
-    def __init__(self, terminal: TextIO, log: TextIO):
+    def __init__(self, terminal: TextIO, log: TextIO | None):
         self.terminal, self.log = terminal, log
 
     def write(self, text: str) -> int:
-        self.log.write(text)
+        if self.log is not None:
+            with suppress(OSError):  # a full disk costs the log, not the job
+                self.log.write(text)
         return self.terminal.write(text)
 
     def flush(self) -> None:
-        self.log.flush()
+        if self.log is not None:
+            with suppress(OSError):
+                self.log.flush()
         self.terminal.flush()
 
     def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding
         return getattr(self.terminal, name)
 
 
+def refusal(error: Exception) -> str | None:
+    """What to do about an error that is none of the program: of disk, rights or memory.
+
+    The file comes first where the error names one. None for any other error.
+    """
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for numbers, words, remedy in _REFUSALS:
+        if isinstance(error, OSError) and error.errno is not None:
+            refused = error.errno in numbers
+        else:
+            memory = errno.ENOMEM in numbers and isinstance(error, MemoryError)
+            refused = memory or any(word in str(error).lower() for word in words)
+        if refused:
+            file = getattr(error, "filename", None)
+            return f"{file}: {remedy}" if file else f"{remedy} ({said[:200]})"
+    return None
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Run a rule's work: what it prints also goes to the rule's log; a UserError is one message.
+    """Run a rule's work: what it prints also goes to the rule's log; one message if it cannot.
 
-    `snakemake` is the object that Snakemake gives to a script. Torch follows OMP_NUM_THREADS, which
-    Snakemake sets to the rule's threads; numba has to be told.
+    A UserError, and what the machine refuses, ends the job with one line, `<rule>: <message>`, the
+    last of the log. `snakemake` is the object that Snakemake gives to a script. Torch follows
+    OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
     """
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
         numba.set_num_threads(min(snakemake.threads, numba.config.NUMBA_NUM_THREADS))
-    path = Path(snakemake.log[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", buffering=1) as log:
-        out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
+    log = None
+    with suppress(OSError):
+        path = Path(snakemake.log[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("w", encoding="utf-8", buffering=1)
+    out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
+    try:
         with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
             try:
                 yield
-            except UserError as error:
-                print(f"{snakemake.rule}: {error}", file=sys.stderr)
+            except Exception as error:
+                message = str(error) if isinstance(error, UserError) else refusal(error)
+                if message is None:
+                    traceback.print_exc()
+                    message = f"{type(error).__name__}, a mistake of the program; see above"
+                print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
-            except Exception:
-                traceback.print_exc()
-                sys.exit(1)
+    finally:
+        if log is not None:
+            with suppress(OSError):
+                log.close()

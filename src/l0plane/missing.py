@@ -1,0 +1,71 @@
+"""What a run was asked for and does not have: a table, so that nobody takes a gap for a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from l0plane import tidy
+
+
+class Job(NamedTuple):
+    """One job that an autoencoder's row in the results needs."""
+
+    rule: str
+    output: str
+    """A file that is there once it is done."""
+    log: str
+
+
+class Asked(NamedTuple):
+    """One autoencoder that a run asks for."""
+
+    keys: dict[str, Any]
+    """run, method, n, l0_target, seed."""
+    jobs: Sequence[Job]
+    """In their order; the last but one trains it, the last measures it."""
+
+
+def missing(asked: Sequence[Asked]) -> pd.DataFrame:
+    """The autoencoders that are not there or not measured: their keys, and the reason."""
+    rows = []
+    for keys, jobs in asked:
+        if all(Path(job.output).exists() for job in jobs[-2:]):
+            continue
+        undone = [job for job in jobs if not Path(job.output).exists()]
+        begun = [job for job in undone if Path(job.log).exists()]
+        rows.append({**keys, "reason": _reason(begun[0]) if begun else "not begun"})
+    return pd.DataFrame(rows, columns=[*tidy.KEYS, "reason"])
+
+
+def note(asked: Sequence[Asked], path: str | Path) -> str:
+    """Write the table of what is missing to `path`, or remove it where nothing is.
+
+    Returns:
+        What to tell the person; empty where nothing is missing.
+    """
+    table = missing(asked)
+    if table.empty:
+        Path(path).unlink(missing_ok=True)
+        return ""
+    try:
+        tidy.write(table, path)
+        place = f"{path} names them"
+    except OSError as error:
+        place = f"{path} cannot be written: {error.strerror}"
+    counts = table["reason"].value_counts(sort=False)
+    reasons = "".join(f"\n  {count} x {reason}" for reason, count in counts.items())
+    return f"{len(table)} of {len(asked)} autoencoders are missing ({place}):{reasons}"
+
+
+def _reason(job: Job) -> str:
+    """What a job that is not done said last; `jobs.job` ends the log of one that failed so."""
+    lines = Path(job.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = lines[-1] if lines else ""
+    if last.startswith(f"{job.rule}: "):
+        return last
+    said = f"; it last said: {last}" if last else ""
+    return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"

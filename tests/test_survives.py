@@ -1,0 +1,338 @@
+"""What the machine refuses ends a job with one message, and what is then missing is named."""
+
+import errno
+import os
+import resource
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import HOOK, autoencoder
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from test_docs import documented
+from test_training import SETTINGS, STORE
+
+from l0plane import tidy
+from l0plane.autoencoder import save_failed
+from l0plane.files import read_json, sha256, write_json
+from l0plane.jobs import AGAIN, job, refusal
+from l0plane.missing import Asked, Job, note
+from l0plane.tokens import save_contexts
+from l0plane.training import ALL_DEAD
+
+SCRIPTS = Path(__file__).parents[1] / "workflow/scripts"
+
+
+@pytest.fixture
+def snakemake(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(log=["logs/a.log"], rule="a", threads=1)
+
+
+def ends(snakemake, work):
+    """The message with which a job that does `work` ends; it has no traceback."""
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        work()
+    assert end.value.code == 1
+    (said,) = Path(snakemake.log[0]).read_text().splitlines()
+    assert said.startswith("a: ") and said.count(AGAIN) == 1
+    return said
+
+
+# --- disk
+
+
+@pytest.fixture
+def small_files():
+    """No file may be longer than 4,000 bytes: the kernel refuses the rest, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+TABLE = pd.DataFrame(np.random.default_rng(0).random((999, 9)), columns=list("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: tidy.write(TABLE, "results/table.csv"),
+        lambda: tidy.write(TABLE, "results/table.parquet"),
+        lambda: save_contexts("results/t.safetensors", np.zeros((999, 9), np.int32)),
+        lambda: autoencoder("topk").save("results/sae", {}),
+    ],
+    ids=["csv", "parquet", "contexts", "autoencoder"],
+)
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(snakemake, small_files, work):
+    assert "no space left on the disk; free some" in ends(snakemake, work)
+    assert not [path for path in Path("results").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_file_where_the_system_does(number):
+    error = OSError(number, os.strerror(number), "results/x.csv")
+    assert refusal(error).startswith("results/x.csv: no space left on the disk")
+
+
+def test_a_full_disk_is_known_from_what_a_library_says_of_it():
+    error = SafetensorError("I/O error: No space left on device (os error 28)")
+    assert refusal(error).startswith("no space left on the disk")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_a_job(snakemake, capsys):
+    snakemake.log = ["/dev/full"]
+    with job(snakemake):
+        print("half way")
+    assert capsys.readouterr().out == "half way\n"
+
+
+# --- rights
+
+
+@pytest.fixture
+def read_only(snakemake):
+    """A folder in which the user may not write; root, who may do all, becomes nobody."""
+    for name, mode in (("logs", 0o777), ("results", 0o555), (".", 0o755)):
+        Path(name).mkdir(exist_ok=True)
+        Path(name).chmod(mode)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+    Path("results").chmod(0o755)
+
+
+def test_a_folder_without_write_permission_is_one_message(snakemake, read_only):
+    said = ends(snakemake, lambda: tidy.write(TABLE, "results/table.csv"))
+    assert "results/" in said and ": no permission; make the file readable" in said
+
+
+# --- memory
+
+
+def test_out_of_memory_is_one_message(snakemake):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 10**8, before[1]))
+    try:
+        for work in (lambda: torch.ones(10**9), lambda: np.ones(10**9)):
+            assert "a: out of memory; free some, or let fewer jobs run" in ends(snakemake, work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_our_own_mistakes_are_not_taken_for_the_machines():
+    assert refusal(RuntimeError("shape mismatch")) is None
+    assert refusal(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+
+
+# --- trainings that fail
+
+
+class Named(dict):
+    """What Snakemake gives a script: values by name, as keys and as attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.fixture
+def train(tmp_path):
+    """A function that runs the script of a training; what it left: provenance and table."""
+    store = tmp_path / "activations"
+    store.mkdir()
+    save_file({"activations": STORE.x}, store / "0.safetensors")
+    digest = sha256(store / "0.safetensors")
+    shard = {"file": "0.safetensors", "rows": len(STORE.x), "sha256": digest}
+    facts = dict.fromkeys(["hook", "context", "corpus_sha256", "model_sha256"], "-")
+    facts |= {"d": STORE.x.shape[1], "tokens": len(STORE.x), "mean": STORE.x.mean(0).tolist()}
+    write_json(store / "manifest.json", {**facts, "shards": [shard]})
+
+    def run(method, rate, **inputs):
+        directory = tmp_path / method
+        snakemake = Named(
+            rule=f"train_{method}",
+            threads=1,
+            wildcards={"n": "48", "l0": "3", "seed": "0"},
+            input=Named(activations=str(store), **inputs),
+            output=Named(cfg=str(directory / "cfg.json")),
+            log=[str(tmp_path / f"{method}.log")],
+            config={"execution": {"checkpoint_minutes": 10}},
+            params=Named(
+                run="r",
+                method=method,
+                language_model="-",
+                settings=SETTINGS | {"tokens": 5120},
+                hyperparameters={"learning_rate": rate},
+                reference_n=48,
+            ),
+        )
+        runpy.run_path(str(SCRIPTS / "train.py"), {"snakemake": snakemake})
+        log = (tmp_path / f"{method}.log").read_text()
+        return read_json(directory / "provenance.json"), tidy.read(directory / "training.csv"), log
+
+    return run
+
+
+def test_a_training_that_fails_is_a_result_and_so_is_what_derives_from_it(train, tmp_path):
+    provenance, table, log = train("relu", 1e9)
+    reason = provenance["failed"]
+    assert "exploded at step" in reason and reason.endswith("lower the learning rate")
+    assert log.splitlines()[-1] == f"relu n=48 L0=3 seed=0: {reason}"
+    assert provenance["training_tokens"] < 5120
+    assert list(table.columns) == [*tidy.KEYS, *tidy.MEASURED["training"]]
+    base = tmp_path / "relu"
+    inputs = {"base": str(base / "cfg.json"), "base_provenance": str(base / "provenance.json")}
+    derived, table, log = train("relu_scaled", 1e-2, **inputs)
+    assert derived["failed"] == f"derives from what failed: {base}: {reason}"
+    assert derived["training_tokens"] == provenance["training_tokens"]
+    assert table.empty
+    assert "Traceback" not in log
+
+
+MEASURED = {
+    **dict.fromkeys(["autoencoders", "training", "refinement", "refinement_histogram"], "csv"),
+    **dict.fromkeys(["contexts", "refinement_contexts", "curve_contexts"], "parquet"),
+    "curves": "csv",
+}
+
+
+def script(name, **facts):
+    """Run a script of the workflow in this process."""
+    snakemake = Named(rule=name, threads=1, log=[f"logs/{name}.log"], **facts)
+    runpy.run_path(str(SCRIPTS / f"{name}.py"), {"snakemake": snakemake})
+
+
+def dead():
+    """An autoencoder none of whose latents is ever active."""
+    alive = autoencoder("relu")
+    return replace(alive, encoder_bias=torch.full((alive.n,), -99.0))
+
+
+def measured(method, model, levels):
+    """What the evaluation of a method's autoencoders leaves: its tables by name."""
+    levels = [[40, l0, 0] for l0 in levels]
+    output = {name: f"measurements/{method}/{name}.{kind}" for name, kind in MEASURED.items()}
+    script(
+        "evaluate",
+        input=Named(
+            cfg=[f"{method}/{l0}/cfg.json" for _, l0, _ in levels],
+            contexts="contexts.safetensors",
+            manifest="manifest.json",
+        ),
+        output=Named(output),
+        params=Named(
+            **{"run": "r", "method": method, "external": None, "levels": levels},
+            **{"refined_levels": levels, "progressive_levels": levels, "points": 4},
+            **{"delta_ce_contexts": 4, "contexts": 12, "language_model_path": str(model)},
+            language_model={"hook": HOOK, "drop_first_position": True},
+        ),
+    )
+    return output
+
+
+def test_what_failed_is_a_row_with_its_reason_and_nothing_else(
+    tmp_path, monkeypatch, model_directory, contexts
+):
+    monkeypatch.chdir(tmp_path)
+    save_contexts("contexts.safetensors", contexts)
+    write_json("manifest.json", {"sha256": "c"})
+    for l0 in (4, 8):
+        autoencoder("topk", k=l0).save(f"topk/{l0}", {"training_tokens": 9, "learning_rate": 0.1})
+        save_failed(f"relu/{l0}", {"failed": "the loss exploded"})
+        dead().save(f"mine/{l0}", {})
+    methods = ["topk", "relu", "mine"]
+    found = [measured(method, model_directory("gpt2"), [4, 8]) for method in methods]
+    output = {name: f"{name}.{kind}" for name, kind in MEASURED.items()}
+    script(
+        "collect",
+        input=Named(
+            {name: [one[name] for one in found] for name in output}, manifest="manifest.json"
+        ),
+        output=Named(output, run="run.json"),
+        params=Named(config={"run": "r"}, methods={}),
+    )
+    for name, file in output.items():
+        table = tidy.read(file)
+        assert list(table.columns) == documented(file)
+        if name != "autoencoders":
+            assert set(table["method"]) == (set() if name == "training" else {"topk"})
+    table = tidy.read("autoencoders.csv").set_index("method")
+    assert table.loc["topk", "failed"].isna().all() and table.loc["topk", "nmse"].notna().all()
+    assert set(table.loc["relu", "failed"]) == {"the loss exploded"}
+    assert set(table.loc["mine", "failed"]) == {ALL_DEAD}
+    assert table.loc[["relu", "mine"], "l0":"relative_reconstruction_bias"].isna().all(axis=None)
+
+    # Everything is drawn and judged without them, and says so.
+    pd.DataFrame({"run": "r", "method": methods, "label": methods}).to_csv("methods.csv")
+    tuning = dict.fromkeys(documented("tuning.csv"), 1)
+    tuning |= {"corpus_sha256": "c", "model_sha256": "m"}
+    pd.DataFrame([tuning]).to_csv("tuning.csv")
+    names = ["autoencoders", "contexts", "curve_contexts", "refinement_contexts"]
+    script(
+        "claims",
+        input=Named({name: output[name] for name in names}, tuning="tuning.csv"),
+        output=Named(table="claims.csv", page="claims.md"),
+        params=Named(external=[]),
+    )
+    script(
+        "tables",
+        input=Named(autoencoders="autoencoders.csv", methods="methods.csv"),
+        output=Named(summary="tables/summary.csv"),
+        params=Named(n=40, levels=[4, 8]),
+    )
+    for page in ("claims.md", "tables/summary.md", "tables/points.md"):
+        text = Path(page).read_text()
+        assert "the loss exploded" in text and ALL_DEAD in text, page
+    for figure in ("figure2", "figure5", "figure9", "figure10"):
+        names = ["autoencoders", "curves", "refinement", "refinement_histogram"]
+        script(
+            "figure",
+            input=Named({name: output[name] for name in names}, methods="methods.csv"),
+            output=Named(png=f"{figure}.png"),
+            params=Named(figure=figure, n=40, l0=4, refined_l0=4),
+        )
+        assert Path(f"{figure}.png").stat().st_size > 0
+
+
+# --- what is missing
+
+
+def asked(seed):
+    keys = {"run": "r", "method": "relu", "n": 8, "l0_target": 4, "seed": seed}
+    jobs = [("search_lambda", "lambda"), ("train_relu", f"s{seed}"), ("evaluate_relu", "rows")]
+    return Asked(keys, [Job(rule, f"{name}.csv", f"{name}.log") for rule, name in jobs])
+
+
+def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lambda.csv", "s0.csv"):
+        Path(name).touch()
+    Path("s0.log").write_text("train_relu: an old message\n")
+    Path("s1.log").write_text("step 7\ntrain_relu: out of memory; free some\n")
+    Path("s2.log").write_text("relu: step 9/64\n")
+    everything = [asked(seed) for seed in range(4)]
+    said = note(everything, "missing.csv")
+    assert said.startswith("4 of 4 autoencoders are missing (missing.csv names them):")
+    assert "\n  1 x train_relu: out of memory; free some" in said
+    table = pd.read_csv("missing.csv")
+    assert table["seed"].to_list() == [0, 1, 2, 3]
+    assert table["reason"].to_list() == [
+        "not begun",
+        "train_relu: out of memory; free some",
+        "train_relu: stopped without a message, as when killed (out of memory?); "
+        "it last said: relu: step 9/64",
+        "not begun",
+    ]
+    for name in ("s1.csv", "s2.csv", "s3.csv", "rows.csv"):
+        Path(name).touch()
+    assert note(everything, "missing.csv") == ""
+    assert not Path("missing.csv").exists()
