@@ -11,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reference smoke language-model test test-gpu test-peers test-slurm benchmark clean environment.yml
+.PHONY: help reproduce reference smoke language-model test test-gpu test-kill test-peers test-slurm benchmark clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -54,6 +54,9 @@ test-gpu: $(TEST_INSTALLED) ## test the GPU kernels: on the GPU that is there, e
 
 test-peers: $(PEERS)/installed ## compare with SAELens, dictionary-learning and sparsify, in their own environment
 	$(PEERS)/bin/python -m pytest benchmarks/peers
+
+test-kill: $(INSTALLED) ## kill the smoke run twenty times, resume it, compare it with an undisturbed one
+	python tests/kill/run.py
 
 test-slurm: $(INSTALLED) ## run the smoke configuration through a Slurm started here (root, Debian's slurm-wlm)
 	$(PIP) -r requirements-slurm.lock
