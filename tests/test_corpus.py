@@ -198,6 +198,33 @@ def test_a_directory_in_the_hubs_layout_is_read_up_to_the_asked_number(offline, 
     assert len(hub(hub_directory, documents=100)) == 5
 
 
+def test_files_are_streamed_one_by_one_no_further_than_needed(offline, tmp_path):
+    # As the hub lays out what it converts to Parquet itself, of a large data set.
+    folder = tmp_path / "openwebtext/plain_text/partial-train"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        table = pa.table({"text": [f"document {number}-{row}" for row in range(4)]})
+        pq.write_table(table, folder / f"{number:04d}.parquet")
+    (folder / "0003.parquet").write_bytes(b"not Parquet")
+    dataset = str(tmp_path / "openwebtext")
+    found = hub(dataset, documents=10, revision="refs/convert/parquet")
+    assert found == [f"document {place // 4}-{place % 4}" for place in range(10)]
+    with pytest.raises(UserError, match=r"corpus\.dataset: cannot read"):
+        hub(dataset, documents=13)
+
+
+def test_the_revision_is_the_one_that_is_asked_for(monkeypatch):
+    import datasets
+
+    def load_dataset(name, subset, *, split, revision, streaming):
+        assert streaming
+        return [{"text": f"{name} {split} {revision}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert hub("a/b", documents=1) == ["a/b train None"]
+    assert hub("a/b", documents=1, revision="v1") == ["a/b train v1"]
+
+
 # --- splitting and storing
 
 

@@ -115,6 +115,9 @@ def test_what_cannot_be_reached_is_said_with_the_commands_that_bring_it():
         r"hf download no/text --repo-type dataset .*'corpus=\{dataset: hub/text\}'",
     ):
         next(corpus.hub_documents({"dataset": "no/text", "documents": 3}))
+    spec = {"dataset": "no/text", "revision": "refs/convert/parquet", "documents": 3}
+    with pytest.raises(UserError, match=r"--repo-type dataset --revision refs/convert/parquet "):
+        next(corpus.hub_documents(spec))
 
 
 def test_a_data_set_that_is_a_loading_script_is_not_run(tmp_path):

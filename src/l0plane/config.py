@@ -57,7 +57,7 @@ _HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(/(?!\.\.?(/|$))[^/]+)*"
 _CORPUS_KEYS = {
     "docstrings": ("packages", "expected_sha256"),
     "files": ("paths", "column"),
-    "hub": ("dataset", "documents", "subset", "split", "column"),
+    "hub": ("dataset", "documents", "revision", "subset", "split", "column"),
 }
 _CORPUS_REQUIRED = {
     "docstrings": ("packages",),

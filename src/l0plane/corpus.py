@@ -192,13 +192,20 @@ _READERS = {".txt": _text_file, ".jsonl": _jsonl_file, ".parquet": _parquet_file
 
 
 def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
-    """Stream up to `spec["documents"]` documents of a `datasets` hub id or local directory."""
+    """Stream up to `spec["documents"]` documents of a `datasets` hub id or local directory.
+
+    File after file, and each only as far as it is needed.
+    """
     import datasets
 
-    name, column = spec["dataset"], spec.get("column", "text")
+    name, column, revision = spec["dataset"], spec.get("column", "text"), spec.get("revision")
     try:
         rows = datasets.load_dataset(
-            name, spec.get("subset"), split=spec.get("split", "train"), streaming=True
+            name,
+            spec.get("subset"),
+            split=spec.get("split", "train"),
+            revision=revision,
+            streaming=True,
         )
         for number, row in enumerate(rows):
             if number == spec["documents"]:
@@ -209,7 +216,7 @@ def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
             yield Document(f"{name}:{number}", row[column])
     # A RuntimeError is a loading script, which is not run.
     except (OSError, ValueError, RuntimeError) as error:
-        remedy = "" if Path(name).is_dir() else f".\n{how_to_bring(name, 'dataset')}"
+        remedy = "" if Path(name).is_dir() else f".\n{how_to_bring(name, 'dataset', revision)}"
         raise UserError(f"corpus.dataset: cannot read {name!r} ({error}){remedy}") from None
 
 
@@ -346,7 +353,8 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
 
 
 def split_texts(documents_path: str | Path, split: str) -> Iterator[str]:
-    """Yield the texts of one split, in order."""
-    table = pq.read_table(documents_path, filters=[("split", "=", split)], columns=["text"])
-    for text in table.column("text"):
-        yield text.as_py()
+    """Yield the texts of one split, in order; a part of the file at a time is in memory."""
+    for batch in pq.ParquetFile(documents_path).iter_batches(1024, columns=["split", "text"]):
+        for at, text in zip(batch["split"].to_pylist(), batch["text"].to_pylist(), strict=True):
+            if at == split:
+                yield text

@@ -10,15 +10,16 @@ _KINDS = {
 }
 
 
-def how_to_bring(name: str, kind: str) -> str:
+def how_to_bring(name: str, kind: str, revision: str | None = None) -> str:
     """The commands that bring a `model` or `dataset` of the hub to a machine without network."""
     key, patterns = _KINDS[kind]
     section, last = key.split(".")
     include = " ".join(f"--include '{pattern}'" for pattern in patterns)
     directory = f"hub/{name.rsplit('/', 1)[-1]}"
+    of = f"--repo-type {kind}" + (f" --revision {revision}" if revision else "")
     return (
         f"Without a network, download it elsewhere:\n"
-        f"    hf download {name} --repo-type {kind} {include} --local-dir {directory}\n"
+        f"    hf download {name} {of} {include} --local-dir {directory}\n"
         f"copy the directory {directory} here, and say so: {key}: {directory} in the "
         f"configuration, or --config '{section}={{{last}: {directory}}}'"
     )

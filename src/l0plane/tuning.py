@@ -17,14 +17,14 @@ import torch
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
+from l0plane.penalty import TRIALS
 from l0plane.training import train
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
-#: The search for lambda ends when L0 is as close as this (relative), or after so many trainings.
+#: The search for lambda ends when L0 is as close as this (relative), or after `TRIALS` trainings.
 CLOSE = 0.03
-TRIALS = 7
 #: A steered training whose L0 is off by more than this factor says nothing about lambda.
 LOST = 1.25
 #: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise.

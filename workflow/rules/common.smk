@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from l0plane import config as l0config
 from l0plane.files import UserError
 from l0plane.formats import local_files
+from l0plane.penalty import TRIALS
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -63,8 +64,10 @@ wildcard_constraints:
 
 # Where a model is on the hub, its width is not known before it is there: as wide as they get.
 WIDTH = l0config.residual_width(config) or 4096
+# Of the text in memory, about: a web page of OpenWebText has 5 kB. The embedded text has 30 MB.
+TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
 # Trainings that a search for lambda takes at most.
-SEARCH = 8
+SEARCH = 1 + TRIALS
 
 
 def minutes(products):
@@ -102,6 +105,22 @@ def language_model_resources(tokens, products=0):
         "runtime": minutes(tokens * weights + products),
         "gpu": config["gpus"],
     }
+
+
+def language_model_training_resources():
+    """The same of training the embedded language model, whose operations are three passes'."""
+    own = config["language_model_training"]
+    weights = own["width"] * (12 * own["layers"] * own["width"] + own["vocabulary"])
+    return {
+        "mem_mb": 6000 + 16 * weights // 10**6,
+        "runtime": minutes(3 * own["tokens"] * weights),
+        "gpu": config["gpus"],
+    }
+
+
+def text_resources(minutes):
+    """The same of a job that holds the text, or its tokens and copies of them, in memory."""
+    return {"mem_mb": 4000 + 4 * TEXT_MB, "runtime": minutes}
 
 
 def evaluation_resources(method):
@@ -201,7 +220,7 @@ def streamed_resources():
     of_model = language_model_resources(settings["tokens"], products)
     # Of encoder and decoder each: values, gradients, two moments, the average.
     trainings = 4 * WIDTH * (rows + 2 * 5 * latents) // 10**6
-    return {**of_model, "mem_mb": of_model["mem_mb"] + trainings}
+    return {**of_model, "mem_mb": of_model["mem_mb"] + TEXT_MB + trainings}
 
 
 # --- measurements and tuning

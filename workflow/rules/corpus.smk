@@ -10,8 +10,7 @@ rule corpus:
         "../../environment.yml"
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=240,
+        **text_resources(minutes=240),
     params:
         corpus=config["corpus"],
     message:
@@ -36,8 +35,7 @@ rule contexts:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=240,
+        **text_resources(minutes=240),
     params:
         language_model=config["language_model"],
         tokenizer=language_model_path,

@@ -43,8 +43,7 @@ rule train_language_model:
         "../../environment.yml"
     threads: 8
     resources:
-        mem_mb=6000,
-        runtime=720,
+        **language_model_training_resources(),
     params:
         training=config["language_model_training"],
         context=config["language_model"]["context"],
