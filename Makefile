@@ -11,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reference smoke language-model test test-gpu test-kill test-peers test-slurm benchmark clean environment.yml
+.PHONY: help reproduce reference smoke language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -51,6 +51,12 @@ test: $(TEST_INSTALLED) ## lint, types, workflow lint and tests
 test-gpu: $(TEST_INSTALLED) ## test the GPU kernels: on the GPU that is there, else in Triton's interpreter
 	python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0
 	pytest tests/test_kernels_gpu.py
+
+gpu: $(TEST_INSTALLED) $(PEERS)/installed ## all that waits for a GPU: kernel tests, speed, a model of GPT-2's size and a sweep (hours)
+	python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no GPU here")'
+	pytest tests/test_kernels_gpu.py
+	python benchmarks/gpu.py results/gpu.csv --sparsify $(PEERS)/bin/python
+	$(SNAKEMAKE) --resources gpu=1 --configfile config/gpt2_embedded.yaml
 
 test-peers: $(PEERS)/installed ## compare with SAELens, dictionary-learning and sparsify, in their own environment
 	$(PEERS)/bin/python -m pytest benchmarks/peers

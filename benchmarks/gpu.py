@@ -1,20 +1,19 @@
-"""How fast TopK trains on a GPU: against its own encoder product, and against sparsify.
+"""How fast TopK trains on a GPU, against its own encoder product and sparsify; and GPT-2's passes.
 
-    python benchmarks/gpu.py results/gpu.csv --sparsify .venv-sparsify/bin/python
+    python benchmarks/gpu.py results/gpu.csv --sparsify .venv-peers/bin/python
 
-The one command for a machine with a GPU; it has not been run yet, since none was at hand. sparsify
-needs an environment of its own, with a CUDA build of PyTorch:
-
-    python3 -m venv .venv-sparsify && .venv-sparsify/bin/pip install eai-sparsify==1.3.3
-
-Without `--sparsify` its row is left out. A step is data on the device, forward, backward, clipping,
-Adam, decoder normalisation, dead-latent accounting; ours has the moving average of the weights as
-well; no latent is dead for long enough for AuxK. The encoder product alone, into memory that is
-kept, is what no exact method can avoid.
+One of the things that `make gpu` does on a machine with a GPU; it has not been run yet, since none
+was at hand. sparsify needs an environment of its own, with a CUDA build of PyTorch (`make
+.venv-peers/installed`); without `--sparsify` its row is left out. A step is data on the device,
+forward, backward, clipping, Adam, decoder normalisation, dead-latent accounting; ours has the
+moving average of the weights as well; no latent is dead for long enough for AuxK. The encoder
+product alone, into memory that is kept, is what no exact method can avoid. The row `language_model`
+is passes of a GPT-2 small with random weights up to layer 8, as a stream of activations makes them.
 
 Writes one row for each way and precision of the encoder product (PyTorch's names for
-`torch.set_float32_matmul_precision`; `medium` is bfloat16 inputs with float32 sums, which sparsify
-always takes): milliseconds of a step, tokens per second, and the time relative to the product's.
+`torch.set_float32_matmul_precision`; `medium`, which is `training.precision: bfloat16`, is bfloat16
+inputs with float32 sums, which sparsify always takes): milliseconds of a step, tokens per second,
+and the time relative to the product's.
 """
 
 from __future__ import annotations
@@ -22,14 +21,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D, N, K = 768, 32768, 32
 BATCH = 65536
 WARM_UP, STEPS = 5, 20
@@ -39,27 +41,31 @@ ORDER = [
     ("product", "medium"),
     ("l0plane", "medium"),
     ("sparsify", "medium"),
+    ("language_model", "highest"),
 ]
 AUXK = {"dead_after_tokens": 10_000_000, "aux_k": 512, "aux_weight": 1 / 32}
+CONTEXT, LAYER = 64, 8
+TOKENIZER = Path(__file__).parents[1] / "resources/lm/tokenizer.json"
 COLUMNS = ["way", "precision", "d", "n", "k", "batch_tokens", "milliseconds", "tokens_per_second"]
 
 
 def milliseconds(step: Callable[[], object]) -> float:
     """The mean time of a step after a warm-up, which compiles what is compiled at first use."""
+    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     for _ in range(WARM_UP):
         step()
-    torch.cuda.synchronize()
+    wait()
     started = time.perf_counter()
     for _ in range(STEPS):
         step()
-    torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - started) / STEPS * 1e3
 
 
 def activations() -> torch.Tensor:
     """Random activations of unit norm `[BATCH, D]`."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(BATCH, D, generator=generator, device="cuda")
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.randn(BATCH, D, generator=generator, device=DEVICE)
     return x / x.norm(dim=1, keepdim=True)
 
 
@@ -67,8 +73,8 @@ def product(precision: str) -> float:
     """The encoder product alone."""
     dtype = torch.bfloat16 if precision == "medium" else torch.float32
     x = activations().to(dtype)
-    encoder = torch.randn(N, D, device="cuda", dtype=dtype)
-    out = torch.empty(BATCH, N, device="cuda", dtype=dtype)
+    encoder = torch.randn(N, D, device=DEVICE, dtype=dtype)
+    out = torch.empty(BATCH, N, device=DEVICE, dtype=dtype)
     return milliseconds(lambda: torch.mm(x, encoder.T, out=out))
 
 
@@ -89,9 +95,9 @@ def sparsify(precision: str) -> float:
     """A training step of sparsify, as its trainer does it."""
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K), device="cuda")
+    coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K), device=DEVICE)
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
-    silent = torch.zeros(N, dtype=torch.long, device="cuda")
+    silent = torch.zeros(N, dtype=torch.long, device=DEVICE)
     x = activations()
 
     def step() -> None:
@@ -109,13 +115,35 @@ def sparsify(precision: str) -> float:
     return milliseconds(step)
 
 
-WAYS = {"product": product, "l0plane": l0plane, "sparsify": sparsify}
+def language_model(precision: str) -> float:
+    """BATCH tokens through a GPT-2 of width D, up to the hook."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from l0plane.activation_store import passes
+    from l0plane.language_model import LanguageModel
+
+    with tempfile.TemporaryDirectory() as directory:
+        GPT2LMHeadModel(GPT2Config(n_embd=D)).save_pretrained(directory)
+        shutil.copy(TOKENIZER, directory)
+        model = LanguageModel.load(directory, f"blocks.{LAYER}.hook_resid_post", DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    contexts = torch.randint(model.vocabulary, (BATCH // CONTEXT, CONTEXT), generator=generator)
+    return milliseconds(lambda: list(passes(contexts.numpy(), model, first=1)))
+
+
+WAYS = {
+    "product": product,
+    "l0plane": l0plane,
+    "sparsify": sparsify,
+    "language_model": language_model,
+}
 
 
 def measure(way: str, precision: str) -> dict[str, object]:
     """One row of the table."""
     taken = WAYS[way](precision)
-    row = (way, precision, D, N, K, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
+    sizes = (D, None, None) if way == "language_model" else (D, N, K)
+    row = (way, precision, *sizes, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
     return dict(zip(COLUMNS, row, strict=True))
 
 
@@ -129,7 +157,7 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(*arguments.only)))
         return
-    if not torch.cuda.is_available():
+    if DEVICE != "cuda":
         sys.exit("benchmarks/gpu.py: PyTorch sees no GPU here (torch.cuda.is_available() is False)")
     rows: list[dict[str, object]] = []
     limit = 0.0
@@ -141,7 +169,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         row = json.loads(done.stdout.splitlines()[-1])
         limit = row["milliseconds"] if way == "product" else limit
-        row["times_the_product"] = round(row["milliseconds"] / limit, 3)
+        if way != "language_model":
+            row["times_the_product"] = round(row["milliseconds"] / limit, 3)
         rows.append(row | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__})
         print(rows[-1], flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import torch
 
 from l0plane import kernels
 from l0plane.code import Code
+from l0plane.files import UserError
 from l0plane.kernels import AdamState, reference
 
 pytest.importorskip("triton", reason="no Triton, which CUDA builds of PyTorch bring: make test-gpu")
@@ -66,6 +67,15 @@ def test_above(threshold):
     x, encoder, bias = draw(3, 12), draw(70, 12, seed=1), draw(70, seed=3)
     found = gpu.select_above(x, encoder, bias, threshold)
     same(found, reference.select_above(x, encoder, bias, threshold))
+
+
+def test_more_active_latents_than_can_be_counted_are_refused(monkeypatch):
+    x, encoder = torch.ones(3, 12, device=DEVICE), torch.ones(20, 12, device=DEVICE)
+    monkeypatch.setattr(gpu, "MOST_TRIPLES", 60)
+    assert len(gpu.select_above(x, encoder, None, 0.0).indices) == 60
+    monkeypatch.setattr(gpu, "MOST_TRIPLES", 59)
+    with pytest.raises(UserError, match=r"in a batch of 3 .* lower training\.batch_tokens"):
+        gpu.select_above(x, encoder, None, 0.0)
 
 
 @pytest.mark.parametrize("k", [3, 8])

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 SNAKEFILE = REPOSITORY / "Snakefile"
 SMOKE = REPOSITORY / "config/smoke.yaml"
 GPT2 = REPOSITORY / "config/gpt2.yaml"
+GPT2_EMBEDDED = REPOSITORY / "config/gpt2_embedded.yaml"
 BIN = Path(sys.executable).parent
 
 
@@ -42,7 +43,11 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
         ([], {"train_topk": 10, "train_relu_scaled": 10}),
         (["--configfile", SMOKE], {"train_topk": 2, "search_lambda": 10}),
         # A stream trains all levels in one job; what starts from another's result reads the disk.
-        (["--configfile", GPT2], {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12}),
+        (
+            ["--configfile", GPT2],
+            {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12, "search_lambda": 50},
+        ),
+        (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 8}),
         (["tune"], {"choose_tuning": 1}),
         (["language_model"], {"train_language_model": 1}),
     ],

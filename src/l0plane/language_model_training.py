@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from l0plane.device import available_device
 from l0plane.files import replacing, sha256, write_json
 from l0plane.tokens import load_tokenizer
 
@@ -46,6 +47,9 @@ def train(
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
+    device = available_device()
+    if device.type == "cuda":  # products in TF32, which is eight times as fast there
+        torch.set_float32_matmul_precision("high")
     tokenizer = load_tokenizer(tokenizer_directory)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -60,7 +64,7 @@ def train(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    )
+    ).to(device)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(
@@ -134,6 +138,7 @@ def _rate(step: int, steps: int) -> float:
 
 def next_token_loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy in nats of `tokens`, int64 `[contexts, context]`."""
+    tokens = tokens.to(next(model.parameters()).device)
     logits = model(tokens).logits[:, :-1]
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
 

@@ -10,13 +10,14 @@ import pandas as pd
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Failed
-from l0plane.device import available_device
+from l0plane.device import available_device, use_precision
 from l0plane.jobs import job
 from l0plane.training import learning_rate
 from l0plane.tuning import TRIED, search_lambda
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
+    use_precision(params.settings)
     n, l0 = int(snakemake.wildcards.n), int(snakemake.wildcards.l0)
     hyperparameters = dict(params.hyperparameters)
     hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)

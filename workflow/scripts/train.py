@@ -14,7 +14,7 @@ from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder, Failed, read_provenance, save_failed
 from l0plane.checkpoint import Checkpoint
-from l0plane.device import available_device
+from l0plane.device import available_device, use_precision
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
@@ -38,6 +38,7 @@ def listed(files):
 def trained(snakemake, store, levels, checkpoint):
     """The results of all levels, one by one; a base whose training failed is raised as `Failed`."""
     params = snakemake.params
+    use_precision(params.settings)
     source = store
     if contexts := snakemake.input.get("contexts"):
         language_model = LanguageModel.load(

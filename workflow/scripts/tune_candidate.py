@@ -13,7 +13,7 @@ import pandas as pd
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
-from l0plane.device import available_device
+from l0plane.device import available_device, use_precision
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
 from l0plane.training import train
@@ -21,6 +21,7 @@ from l0plane.tuning import TRIED, error_at, search_lambda, validate
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
+    use_precision(params.settings)
     store = ActivationStore(snakemake.input.train, available_device())
     keys = {"run": params.run, "method": method, "n": params.n, "l0_target": params.l0, "seed": 0}
     hyperparameters = params.hyperparameters

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from l0plane.code import ByLatent, Code
+from l0plane.files import UserError
 from l0plane.kernels import reference
 from l0plane.kernels.reference import BETAS, EPS, AdamState, places, top_k_mask
 
@@ -47,6 +48,8 @@ WARPS = 16
 #: Floats of a matrix that one program of a product has in flight, and columns of it.
 GATHERED = 1 << 12
 COLUMNS = 128
+#: Places of triples are int32.
+MOST_TRIPLES = 2**31 - 1
 #: Above this share of active latents a dense product is faster than a sparse one.
 DENSE_SHARE = 1 / 10
 
@@ -54,9 +57,14 @@ DENSE_SHARE = 1 / 10
 def select_above(
     x: Tensor, encoder: Tensor, bias: Tensor | None, threshold: Tensor | float
 ) -> Code:
-    """As `reference.select_above`."""
+    """As `reference.select_above`.
+
+    Raises:
+        UserError: too many are active to be counted in int32.
+    """
     n = len(encoder)
     cut = torch.as_tensor(threshold, dtype=torch.float32, device=x.device).expand(n).contiguous()
+    total = 0
     indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
     indices, values = [], []
     start = 0
@@ -66,6 +74,12 @@ def select_above(
         ends = indptr[start + 1 : start + 1 + len(a)]
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
         found = int(ends[-1])
+        total += found
+        if total > MOST_TRIPLES:
+            raise UserError(
+                f"more than {MOST_TRIPLES} active latents in a batch of {len(x)} activations with "
+                f"{n} latents; lower training.batch_tokens, or give each GPU a part of the batch"
+            )
         indices.append(torch.empty(found, dtype=torch.int32, device=x.device))
         values.append(torch.empty(found, device=x.device))
         _keep_above[(len(a),)](

@@ -1,0 +1,26 @@
+"""What `make gpu` measures runs, at toy size and without a GPU; the speeds mean nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    path = Path(__file__).parents[1] / "benchmarks/gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, value in {"D": 24, "N": 48, "K": 4, "BATCH": 192, "STEPS": 1, "WARM_UP": 1}.items():
+        monkeypatch.setattr(module, name, value)
+    yield module
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("way", ["product", "l0plane", "language_model"])
+def test_each_way_gives_its_row(benchmark, way):
+    row = benchmark.measure(way, "highest")
+    assert list(row) == benchmark.COLUMNS
+    assert row["tokens_per_second"] == pytest.approx(192e3 / row["milliseconds"], rel=0.01)
