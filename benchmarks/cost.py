@@ -1,12 +1,16 @@
-"""What a run will cost: hours of training and gigabytes of disk, from one measured speed.
+"""What a run will cost: hours and gigabytes of disk, from two measured speeds.
 
-    python benchmarks/cost.py config/gpt2.yaml --width 768 --measured 100000 768 32768
+    python benchmarks/cost.py config/gpt2.yaml --width 768 --language-model 100000 \\
+        --measured 100000 768 32768
 
-The speed is tokens per second of a training step at some width d and number of latents n, as
-`benchmarks/gpu.py` measures on a GPU and `benchmarks/training_step.py` on a CPU. All the rest is
-counted: a step costs in proportion to n d (the encoder's product), so with v the speed times n d,
+One speed is tokens per second of a training step at some width d and number of latents n, the
+other tokens per second of the language model up to the hook. `benchmarks/gpu.py` measures both on a
+GPU; on a CPU `benchmarks/training_step.py` does the first, and the log of `activations` says the
+second. All the rest is counted: a step costs in proportion to n d (the encoder's product), so with
+v the first speed times n d and u the second,
 
     hours = sum over trainings of tokens n d / (3600 v)
+          + sum over passes of the language model of tokens / (3600 u)
 
 on one GPU (or with one core's speed, on one core); divide by how many there are.
 """
@@ -20,10 +24,11 @@ from typing import Any
 import yaml
 
 from l0plane import config as l0config
+from l0plane.penalty import TRIALS
 
 REPOSITORY = Path(__file__).parents[1]
 #: Trainings that a search for lambda takes at most.
-SEARCH = 5
+SEARCH = 1 + TRIALS
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -58,16 +63,42 @@ def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list
     return found
 
 
-def table(config: dict[str, Any], methods: dict[str, Any], d: int, speed: float) -> str:
-    """The costs at width `d`, with `speed` in tokens n d per second."""
+def passes(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list[int]]:
+    """What the language model reads to store activations, and to stream them: tokens of each pass.
+
+    One stream feeds all levels of a method; a method that derives from another has none.
+    """
+    model, activations = config["language_model"], config["activations"]
+    stored = activations["train_tokens"] + activations["validation_tokens"]
+    own = [name for name in config["methods"] if "derived_from" not in methods[name]]
+    streams = [config["training"]["tokens"]] * len(own)
+    read = model["context"] / (model["context"] - model["drop_first_position"])
+    return {
+        "activations": [round(stored * read)],
+        "streams": [
+            round(tokens * read) for tokens in streams if config["training"]["stream_buffer_tokens"]
+        ],
+    }
+
+
+def table(
+    config: dict[str, Any], methods: dict[str, Any], d: int, speed: float, model_speed: float
+) -> str:
+    """The costs at width `d`, with `speed` in tokens n d and `model_speed` in tokens per second."""
     activations = config["activations"]
     stored = 4 * d * (activations["train_tokens"] + activations["validation_tokens"]) / 1e9
-    lines = [f"{'':18}{'trainings':>10}{'hours':>9}{'GB of disk':>12}"]
-    lines.append(f"{'activations':18}{'':10}{'':9}{stored:12,.1f}")
+    rows = [
+        (name, len(found), sum(found) / model_speed, stored if name == "activations" else 0.0)
+        for name, found in passes(config, methods).items()
+    ]
     for name, found in trainings(config, methods).items():
-        hours = sum(tokens * n for tokens, n in found) * d / speed / 3600
+        seconds = sum(tokens * n for tokens, n in found) * d / speed
         kept = sum(8 * n * d for _, n in found) / 1e9 if name == "autoencoders" else 0.0
-        lines.append(f"{name:18}{len(found):10}{hours:9,.1f}{kept:12,.1f}")
+        rows.append((name, len(found), seconds, kept))
+    rows.append(("in all", None, sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    lines = [f"{'':18}{'how many':>10}{'hours':>9}{'GB of disk':>12}"]
+    for name, count, seconds, kept in rows:
+        lines.append(f"{name:18}{count or '':10}{seconds / 3600:9,.1f}{kept:12,.1f}")
     return "\n".join(lines)
 
 
@@ -76,13 +107,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configuration", type=Path)
     parser.add_argument("--width", type=int, required=True, help="of the activations, d")
+    parser.add_argument("--language-model", type=float, required=True, metavar="TOKENS_PER_SECOND")
     parser.add_argument(
         "--measured", type=float, nargs=3, required=True, metavar=("TOKENS_PER_SECOND", "D", "N")
     )
     arguments = parser.parse_args()
     config, methods = read(arguments.configuration)
     tokens_per_second, d, n = arguments.measured
-    print(table(config, methods, arguments.width, tokens_per_second * d * n))
+    print(
+        table(config, methods, arguments.width, tokens_per_second * d * n, arguments.language_model)
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from l0plane import tables
 from l0plane import tidy as columns
 from l0plane.claims import Tables, judge
 from l0plane.missing import missing
+from l0plane.penalty import TRIALS
 from l0plane.training import train
 from l0plane.tuning import choose
 
@@ -109,28 +111,47 @@ def test_every_message_in_troubleshooting_is_one_of_the_code():
 def test_what_gpt2_is_said_to_cost_is_what_the_command_prints():
     page = (ROOT / "docs/scaling.md").read_text()
     command, shown = re.search(
-        r"^    python (benchmarks/cost\.py [^\n]*)$.*?^```\n(.*?)^```",
+        r"^    python (benchmarks/cost\.py .*?)\n\n.*?^```\n(.*?)^```",
         page,
         re.DOTALL | re.MULTILINE,
     ).groups()
+    words = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == shown
 
 
-def test_the_cost_is_that_of_every_training():
+@pytest.fixture(scope="module")
+def cost():
     path = ROOT / "benchmarks/cost.py"
     spec = importlib.util.spec_from_file_location("cost", path)
-    cost = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cost)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_cost_is_that_of_every_training(cost):
     config, methods = cost.read(ROOT / "config/smoke.yaml")
     found = cost.trainings(config, methods)
     # relu, which is penalised, and topk, each with two rates; five penalties and two levels.
-    assert len(found["tuning"]) == 5 * 2 + 2
-    assert len(found["search for lambda"]) == 5 * 2 * 5
+    most = 1 + TRIALS
+    assert len(found["tuning"]) == most * 2 + 2
+    assert len(found["search for lambda"]) == most * 2 * 5
     assert found["autoencoders"] == [(16384, 128)] * 2 * len(methods)
     # 18 autoencoders of 16,384 tokens at one token n d a second, and so on.
-    rows = cost.table(config, methods, d=10, speed=1.0).splitlines()
+    rows = cost.table(config, methods, d=10, speed=1.0, model_speed=2.0).splitlines()
     hours = 2 * len(methods) * 16384 * 128 * 10 / 3600
-    assert f"{hours:,.1f}" in rows[-1]
+    assert f"{hours:,.1f}" in rows[-2]
+
+
+def test_each_method_that_stands_on_its_own_pays_for_one_pass_of_the_language_model(cost):
+    config, methods = cost.read(ROOT / "config/smoke.yaml")
+    # One position in 64 is read and left out.
+    stored = round((16384 + 2048) * 64 / 63)
+    assert cost.passes(config, methods) == {"activations": [stored], "streams": []}
+    config["training"]["stream_buffer_tokens"] = 4096
+    streams = [round(16384 * 64 / 63)] * (len(methods) - 1)
+    assert cost.passes(config, methods)["streams"] == streams
+    row = cost.table(config, methods, d=10, speed=1.0, model_speed=0.5).splitlines()[2]
+    assert row.split()[:3] == ["streams", "8", f"{sum(streams) / 0.5 / 3600:,.1f}"]
