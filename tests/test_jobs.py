@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from l0plane import tidy
+from l0plane import __version__, tidy
 from l0plane.autoencoder import Autoencoder, TopK
 from l0plane.files import UserError
 from l0plane.jobs import job
@@ -17,7 +17,9 @@ from l0plane.tuning import choose, validate
 
 @pytest.fixture
 def snakemake(tmp_path):
-    return SimpleNamespace(log=[str(tmp_path / "logs/a.log")], rule="a", threads=1)
+    return SimpleNamespace(
+        log=[str(tmp_path / "logs/a.log")], rule="a", threads=1, output=["results/a.csv"]
+    )
 
 
 def log_of(snakemake):
@@ -28,14 +30,20 @@ def test_what_a_job_prints_is_in_the_terminal_and_in_the_log(snakemake, capsys):
     with job(snakemake):
         print("half way")
     assert capsys.readouterr().out == "half way\n"
-    assert log_of(snakemake) == "half way\n"
+    started, printed, done, written = log_of(snakemake).splitlines()
+    assert started.endswith(f": a, l0plane {__version__}, 1 thread")
+    assert printed == "half way"
+    assert done.startswith("done in ")
+    assert written == "  results/a.csv"
 
 
 def test_a_users_mistake_is_one_message_and_a_failure(snakemake, capsys):
     with pytest.raises(SystemExit) as end, job(snakemake):
         raise UserError("seeds: 0 is too few")
     assert end.value.code == 1
-    assert capsys.readouterr().err == "a: seeds: 0 is too few\n" == log_of(snakemake)
+    said = "a: seeds: 0 is too few\n"
+    assert capsys.readouterr().err == said
+    assert log_of(snakemake).endswith(said)
 
 
 def test_our_own_mistake_is_in_the_log_with_its_place(snakemake):

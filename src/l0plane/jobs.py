@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from l0plane import __version__
 from l0plane.files import UserError
 
 AGAIN = "then give the same command again, which goes on from here"
@@ -78,8 +80,9 @@ def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's work: what it prints also goes to the rule's log; one message if it cannot.
 
     A UserError, and what the machine refuses, ends the job with one line, `<rule>: <message>`, the
-    last of the log. `snakemake` is the object that Snakemake gives to a script. Torch follows
-    OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
+    last of the log. The log, and only it, also says when and with which version the rule started,
+    how long it took and what it wrote. `snakemake` is the object that Snakemake gives to a script.
+    Torch follows OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
     """
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
@@ -89,6 +92,15 @@ def job(snakemake: Any) -> Iterator[None]:
         path = Path(snakemake.log[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         log = path.open("w", encoding="utf-8", buffering=1)
+
+    def note(*lines: str) -> None:
+        if log is not None:
+            with suppress(OSError):
+                print(*lines, sep="\n", file=log)
+
+    started = time.perf_counter()
+    threads = f"{snakemake.threads} thread{'s' * (snakemake.threads > 1)}"
+    note(f"{time.ctime()}: {snakemake.rule}, l0plane {__version__}, {threads}")
     out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
     try:
         with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
@@ -101,6 +113,8 @@ def job(snakemake: Any) -> Iterator[None]:
                     message = f"{type(error).__name__}, a mistake of the program; see above"
                 print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
+        seconds = time.perf_counter() - started
+        note(f"done in {seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))
     finally:
         if log is not None:
             with suppress(OSError):
