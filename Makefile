@@ -11,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reference smoke language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
+.PHONY: help reproduce report reference smoke language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -30,6 +30,10 @@ reference: $(INSTALLED) ## make anew what is committed as the reference: the def
 	cp -R $(filter-out %/training.csv,$(wildcard results/three_seeds/*.csv)) results/reference/
 	cp -R $(addprefix results/three_seeds/,claims.md run.json tables) results/reference/
 	cp figures/three_seeds/* figures/reference/
+
+report: $(INSTALLED) ## the same, and one HTML page of it all: report.html
+	$(SNAKEMAKE)
+	snakemake --report report.html
 
 smoke: $(INSTALLED) ## the whole workflow at toy size, in minutes
 	$(SNAKEMAKE) --configfile config/smoke.yaml

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import report_page
 from test_docs import documented
 
 from l0plane import tidy
+from l0plane.files import read_json
 
 REPOSITORY = Path(__file__).parents[1]
 SNAKEFILE = REPOSITORY / "Snakefile"
@@ -110,6 +112,39 @@ def with_my_method(tmp_path):
     return tmp_path
 
 
+def check_report(path, results, figures):
+    """The report holds every figure, table and page of the run, and shows them."""
+    report = report_page.read(path)
+    paths = [*figures.glob("*.png"), *results.glob("pages/*.html")]
+    paths += [*results.glob("*.csv"), *results.glob("tables/*.csv")]
+    files = {str(file.relative_to(path.parent)): file for file in paths}
+    assert {"figures/smoke/figure10.png", "results/smoke/pages/claims.html"} <= set(files)
+    assert set(report["results"]) == set(files)
+    for name, entry in report["results"].items():
+        assert report_page.content(entry) == files[name].read_bytes()
+        assert re.search(r"claims? C?\d*|equal L0", entry["caption"]), name
+    labels = {entry["labels"]["result"]: entry for entry in report["results"].values()}
+    assert len(labels) == len(files)
+    assert {"Claims", "Frontier", "Refinement", "Progressive codes"} <= set(report["categories"])
+    facts = read_json(results / "run.json")
+    for said in ("corpus_sha256", "model_sha256", "python"):
+        assert facts[said] in report["workflow_desc"]
+    assert facts["machine"]["processor"] in report["workflow_desc"]
+    assert facts["packages"]["torch"] in report["workflow_desc"]
+    assert "delta_ce_contexts: 16" in report["workflow_desc"]
+    if report_page.CHROMIUM:
+        seen = report_page.seen(path)
+        assert "in the L0-MSE plane" in seen.pop("landing")
+        assert set(seen) == set(labels)
+        for label, entry in labels.items():
+            if entry["mime_type"] == "image/png":
+                assert seen[label] > 300
+            elif entry["mime_type"] == "text/html":
+                assert seen[label] == "page"
+            else:
+                assert seen[label] == entry["name"]
+
+
 def test_all_of_it_at_toy_size(with_my_method):
     """One method of all has a learning rate at which it cannot but fail."""
 
@@ -172,6 +207,10 @@ def test_all_of_it_at_toy_size(with_my_method):
 
     again = smoke("--cores", 2)
     assert "Nothing to be done" in again.stdout
+
+    reported = smoke("--report", "report.html")
+    assert reported.returncode == 0, reported.stdout
+    check_report(tmp_path / "report.html", results, figures)
 
     # A flipped bit is found and named; what the message says makes it again, and the same.
     measured = Path("results/smoke/measurements/topk/autoencoders.csv")

@@ -400,7 +400,7 @@ def timed():
         *(f"{FIGURES}/{name}.png" for name in FIGURE_TABLES if name != "timing"),
         *(f"{RESULTS}/tables/summary.{suffix}" for suffix in ("csv", "md", "tex")),
         f"{RESULTS}/claims.csv",
-        f"{RESULTS}/run.json",
+        f"{RESULTS}/pages/run.html",
         *([f"{RESULTS}/published_claims.csv"] if config["published"] else []),
         *([f"{RESULTS}/lambdas.csv"] if searches else []),
     ]

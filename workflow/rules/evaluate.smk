@@ -29,7 +29,7 @@ for method in SERIES:
 
 rule methods:
     output:
-        table=f"{RESULTS}/methods.csv",
+        table=reported(f"{RESULTS}/methods.csv"),
     log:
         f"{LOGS}/methods.log",
     benchmark:
@@ -54,7 +54,7 @@ rule collect:
         **measurement_tables(),
         manifest=rules.corpus.output.manifest,
     output:
-        **{name: f"{RESULTS}/{name}.{suffix}" for name, (suffix, _) in TABLES.items()},
+        **{name: reported(f"{RESULTS}/{name}.{suffix}") for name, (suffix, _) in TABLES.items()},
         run=f"{RESULTS}/run.json",
     log:
         f"{LOGS}/collect.log",

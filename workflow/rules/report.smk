@@ -2,7 +2,7 @@ rule claims:
     input:
         **claim_tables(),
     output:
-        table=report(f"{RESULTS}/claims.csv", category="Claims"),
+        table=reported(f"{RESULTS}/claims.csv"),
         page=f"{RESULTS}/claims.md",
     log:
         f"{LOGS}/claims.log",
@@ -26,7 +26,7 @@ rule published_claims:
     input:
         table=config["published"] or [],
     output:
-        table=report(f"{RESULTS}/published_claims.csv", category="Claims"),
+        table=reported(f"{RESULTS}/published_claims.csv"),
         page=f"{RESULTS}/published_claims.md",
     log:
         f"{LOGS}/published_claims.log",
@@ -49,16 +49,8 @@ rule tables:
         autoencoders=rules.collect.output.autoencoders,
         methods=rules.methods.output.table,
     output:
-        summary=report(
-            f"{RESULTS}/tables/summary.csv",
-            caption="../report/summary.rst",
-            category="Tables",
-        ),
-        points=report(
-            f"{RESULTS}/tables/points.csv",
-            caption="../report/points.rst",
-            category="Tables",
-        ),
+        summary=reported(f"{RESULTS}/tables/summary.csv"),
+        points=reported(f"{RESULTS}/tables/points.csv"),
         readable=expand(
             f"{RESULTS}/tables/{{table}}.{{suffix}}",
             table=["summary", "points"],
@@ -83,11 +75,35 @@ rule tables:
         "../scripts/tables.py"
 
 
+rule pages:
+    input:
+        **page_sources(),
+        run=rules.collect.output.run,
+    output:
+        **{name: reported(f"{RESULTS}/pages/{name}.html") for name in ["run", *page_sources()]},
+    log:
+        f"{LOGS}/pages.log",
+    benchmark:
+        f"{LOGS}/pages.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        run=config["run"],
+    message:
+        "Pages: what the report shows to read"
+    script:
+        "../scripts/pages.py"
+
+
 rule timing:
     input:
         timed(),
     output:
-        f"{RESULTS}/timing.csv",
+        reported(f"{RESULTS}/timing.csv"),
     log:
         f"{LOGS}/timing.log",
     localrule: True
@@ -114,11 +130,7 @@ for figure, tables in FIGURE_TABLES.items():
             **figure_tables(tables),
             activations=published_scale(figure),
         output:
-            png=report(
-                f"{FIGURES}/{figure}.png",
-                caption=f"../report/{figure}.rst",
-                category="Figures",
-            ),
+            png=reported(f"{FIGURES}/{figure}.png"),
             pdf=f"{FIGURES}/{figure}.pdf",
             svg=f"{FIGURES}/{figure}.svg",
         log:

@@ -32,7 +32,7 @@ rule choose_tuning:
     input:
         tuning_candidates(),
     output:
-        f"{RESULTS}/tuning.csv",
+        reported(f"{RESULTS}/tuning.csv"),
     log:
         f"{LOGS}/choose_tuning.log",
     benchmark:
@@ -81,7 +81,7 @@ rule collect_lambdas:
     input:
         searched_lambdas(),
     output:
-        f"{RESULTS}/lambdas.csv",
+        reported(f"{RESULTS}/lambdas.csv"),
     log:
         f"{LOGS}/collect_lambdas.log",
     benchmark:

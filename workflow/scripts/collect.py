@@ -4,14 +4,12 @@ Reads every method's measurements and writes each kind of table once for all met
 which says what was run.
 """
 
-import importlib.metadata
 import platform
 
 from l0plane import __version__, tidy
 from l0plane.files import read_json, write_json
 from l0plane.jobs import job
-
-PACKAGES = ("numba", "numpy", "pandas", "snakemake", "torch", "transformer-lens", "transformers")
+from l0plane.machine import machine, versions
 
 with job(snakemake):
     params, output = snakemake.params, snakemake.output
@@ -22,13 +20,16 @@ with job(snakemake):
             if name == "autoencoders":
                 for failure in tidy.failures(table):
                     print(f"failed: {failure}")
+    measured = tidy.read(output.autoencoders)
     manifest = read_json(snakemake.input.manifest)
     facts = {
         "run": params.config["run"],
         "version": __version__,
         "corpus_sha256": manifest["sha256"],
+        "model_sha256": measured["model_sha256"].iloc[0],
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": versions(),
+        "machine": machine(),
         "methods": params.methods,
         "config": params.config,
     }

@@ -1,0 +1,43 @@
+from l0plane.machine import machine, versions
+from l0plane.pages import run_page, to_html
+
+FACTS = {
+    "run": "mine",
+    "version": "0.1.0",
+    "corpus_sha256": "ab12",
+    "model_sha256": "cd34",
+    "corpus_matches": False,
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0"},
+    "machine": {"processor": "a fast one", "cores": 2},
+    "methods": {
+        "topk": {"label": "TopK", "hyperparameters": {"learning_rate": 0.004}},
+        "elsewhere": {"label": "A | B", "format": "sparsify"},
+    },
+    "config": {"seeds": 3, "size_panel": {"n": [512, 1024]}},
+}
+
+
+def test_the_page_about_the_run_has_all_that_tells_runs_apart():
+    page = to_html(run_page(FACTS), "mine: run")
+    for said in ("ab12", "cd34", "3.11.7", "2.13.0", "a fast one", "learning_rate 0.004"):
+        assert said in page
+    assert "<strong>no: the text is another one</strong>" in page
+    assert "<td>A | B</td>" in page
+    assert "size_panel:\n  n: [512, 1024]" in page
+
+
+def test_markup_in_the_text_is_shown_and_not_obeyed():
+    page = to_html("| a |\n| --- |\n| <script>alert(1)</script> |\n", "<b>")
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<title>&lt;b&gt;</title>" in page
+
+
+def test_the_machine_is_described_and_not_named():
+    import platform
+
+    found = machine()
+    assert {"processor", "cores", "vectors", "memory_gb", "system"} <= set(found)
+    assert all(found.values())
+    assert platform.node() not in map(str, found.values())
+    assert {"numba", "torch", "transformer-lens"} <= set(versions())
