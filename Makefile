@@ -5,13 +5,14 @@ VENV := .venv
 PEERS := .venv-peers
 # A stamp is newer than the lock that it was installed from.
 INSTALLED := $(VENV)/installed
+COMMITTED := results/reference/smoke
 TEST_INSTALLED := $(VENV)/installed-test
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report reference smoke language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
+.PHONY: help reproduce report reference smoke verify verify-update language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -37,6 +38,16 @@ report: $(INSTALLED) ## the same, and one HTML page of it all: report.html
 
 smoke: $(INSTALLED) ## the whole workflow at toy size, in minutes
 	$(SNAKEMAKE) --configfile config/smoke.yaml
+
+# Into a run of its own, from nothing: what is there from an earlier one would verify itself.
+VERIFIED := $(addsuffix /verify,results figures logs)
+verify: $(INSTALLED) ## run the smoke configuration anew and compare with the committed tables
+	rm -rf $(VERIFIED)
+	$(SNAKEMAKE) --configfile config/smoke.yaml --config run=verify
+	python -m l0plane.verify results/verify $(COMMITTED)
+
+verify-update: $(INSTALLED) ## commit to the numbers of the last `make verify` (see docs/reproducing.md)
+	python -m l0plane.verify results/verify $(COMMITTED) --update
 
 language-model: $(INSTALLED) ## train the embedded language model anew into resources/lm (an hour)
 	$(SNAKEMAKE) language_model --config 'language_model={path: trained}'
