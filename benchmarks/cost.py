@@ -95,7 +95,7 @@ def table(
         seconds = sum(tokens * n for tokens, n in found) * d / speed
         kept = sum(8 * n * d for _, n in found) / 1e9 if name == "autoencoders" else 0.0
         rows.append((name, len(found), seconds, kept))
-    rows.append(("in all", None, sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    rows.append(("in all", 0, sum(row[2] for row in rows), sum(row[3] for row in rows)))
     lines = [f"{'':18}{'how many':>10}{'hours':>9}{'GB of disk':>12}"]
     for name, count, seconds, kept in rows:
         lines.append(f"{name:18}{count or '':10}{seconds / 3600:9,.1f}{kept:12,.1f}")

@@ -131,7 +131,7 @@ def test_a_diverging_run_stops_and_says_what_to_lower():
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])
-@pytest.mark.parametrize("rate", [30.0, 1e38])
+@pytest.mark.parametrize("rate", [1e6, 1e38])
 def test_a_training_with_an_absurd_learning_rate_fails(name, rate):
     with pytest.raises(Failed, match=f"{name} n=48.*exploded at step .* lower the learning rate"):
         train(name, STORE, N, 3, 0, SETTINGS, HYPERPARAMETERS | {"learning_rate": rate})

@@ -108,4 +108,4 @@ def test_the_command_commits_compares_and_says_what_moved(folders, capsys):
     assert verify.main(folders) == 1
     said = capsys.readouterr().out
     assert "refinement.csv: nmse moved in 1 of 3 rows, most in method=relu" in said
-    assert "1 columns moved" in said
+    assert "1 column(s) moved" in said

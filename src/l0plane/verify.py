@@ -142,7 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    moved, used = [], []
+    moved: list[Moved] = []
+    used = []
     for name in TABLES:
         changes, shares = compare(name, expected[name], found[name])
         moved += changes
@@ -156,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"bit; the farthest is {worst['column']} in {worst['table']}.csv, at {worst['share']:.0%} "
         f"of its tolerance"
     )
-    print(f"{len(moved)} columns moved" if moved else "all agree with the committed ones")
+    print(f"{len(moved)} column(s) moved" if moved else "all agree with the committed ones")
     return 1 if moved else 0
 
 
