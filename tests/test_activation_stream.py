@@ -157,7 +157,7 @@ def snakemake(tmp_path, sample, contexts, model_directory):
         output=Namedlist(fromdict={"cfg": [str(d / "cfg.json") for d in directories]}),
         params=Namedlist(fromdict=params),
         wildcards=Namedlist(),
-        config={"execution": {"checkpoint_minutes": 1e-9}},
+        config={"execution": {"checkpoint_minutes": 1e-9, "processes": 1, "shard_latents": False}},
         log=[str(tmp_path / "logs/stream.log")],
         rule="stream_topk",
         threads=1,

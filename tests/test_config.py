@@ -109,6 +109,16 @@ WRONG = {
         "execution.checkpoint_minutes: 0",
         "above 0",
     ),
+    "processes that cannot share the latents": (
+        {"execution": {"processes": 3, "shard_latents": True}},
+        "execution.processes: 3 cannot share",
+        "every n of the panels is a multiple of",
+    ),
+    "more processes than rows": (
+        {"execution": {"processes": 600}},
+        "execution.processes: 600",
+        "at most training.batch_tokens, 512",
+    ),
     "splits that leave nothing": (
         {"corpus": {"validation": 0.5, "test": 0.5}},
         "corpus.validation and corpus.test",

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from l0plane import __version__, tidy
 from l0plane.autoencoder import Autoencoder, TopK
 from l0plane.files import UserError
 from l0plane.jobs import job
+from l0plane.processes import _cause
 from l0plane.tuning import choose, validate
 
 
@@ -24,6 +26,26 @@ def snakemake(tmp_path):
 
 def log_of(snakemake):
     return Path(snakemake.log[0]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_prints_and_none_says_its_mistake(
+    snakemake, tmp_path, capsys, monkeypatch, rank
+):
+    file = tmp_path / "error.json"
+    launched = {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "TORCHELASTIC_ERROR_FILE": file}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    Path(snakemake.log[0]).parent.mkdir()
+    Path(snakemake.log[0]).write_text("before\n")
+    with pytest.raises(SystemExit), job(snakemake):
+        print("half way")
+        raise UserError("key: 3; expected 2")
+    said = "" if rank else "half way\n"
+    assert capsys.readouterr() == (said, "")
+    assert log_of(snakemake) == "before\n" + said
+    failure = ProcessFailure(local_rank=rank, pid=1, exitcode=1, error_file=str(file))
+    assert _cause({rank: failure}, 2) == "key: 3; expected 2"
 
 
 def test_what_a_job_prints_is_in_the_terminal_and_in_the_log(snakemake, capsys):

@@ -165,7 +165,9 @@ def train(tmp_path):
             input=Named(activations=str(store), **inputs),
             output=Named(cfg=str(directory / "cfg.json")),
             log=[str(tmp_path / f"{method}.log")],
-            config={"execution": {"checkpoint_minutes": 10}},
+            config={
+                "execution": {"checkpoint_minutes": 10, "processes": 1, "shard_latents": False}
+            },
             params=Named(
                 run="r",
                 method=method,

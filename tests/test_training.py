@@ -186,7 +186,7 @@ def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
     assert t.step(x, 0.0, 0.0)["dead_fraction"] >= 5 / N
     dead = torch.arange(5)
     error = torch.randn(500, D)
-    gradient = torch.autograd.grad(t._auxk(x, error, dead), t.parameters["decoder"])[0]
+    gradient = torch.autograd.grad(t._auxk(x, error, 1.0, dead), t.parameters["decoder"])[0]
     assert gradient[:5].abs().sum() > 0
     assert gradient[5:].abs().sum() == 0
 

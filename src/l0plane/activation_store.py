@@ -144,6 +144,11 @@ def _activations(
             )
 
 
+def contexts_in_a_pass(contexts: np.ndarray) -> int:
+    """How many of the contexts `[contexts, context]` the language model takes at a time."""
+    return max(1, PASS_TOKENS // contexts.shape[1])
+
+
 def passes(
     contexts: np.ndarray, language_model: LanguageModel, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,7 +156,7 @@ def passes(
 
     Positions before `first` are left out of every context.
     """
-    batch = max(1, PASS_TOKENS // contexts.shape[1])
+    batch = contexts_in_a_pass(contexts)
     for start in range(0, len(contexts), batch):
         tokens = torch.from_numpy(contexts[start : start + batch])
         original = language_model.residual(tokens)[:, first:]

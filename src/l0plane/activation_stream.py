@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l0plane.activation_store import ActivationStore, batched, passes
+from l0plane.activation_store import ActivationStore, batched, contexts_in_a_pass, passes
+from l0plane.distributed import ALONE, Ranks
 from l0plane.files import Broken, rebuilt_by_the_run
 from l0plane.language_model import LanguageModel
 
@@ -34,6 +35,7 @@ class ActivationStream:
         contexts: np.ndarray,
         language_model: LanguageModel,
         buffer_tokens: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Stream what the model says of the contexts.
 
@@ -44,6 +46,7 @@ class ActivationStream:
             language_model: gives the activations at its hook.
             buffer_tokens: how many activations are shuffled at a time; rounded down to whole
                 contexts. The buffer takes `4 buffer_tokens d` bytes on the model's device.
+            ranks: the processes that share the language model's work; each has the whole buffer.
 
         Raises:
             UserError: the sample is of another language model.
@@ -54,6 +57,7 @@ class ActivationStream:
         self.stored = sample
         self.contexts = contexts
         self.language_model = language_model
+        self.ranks = ranks
         self.first = int(sample.manifest["drop_first_position"])
         self.per_context = contexts.shape[1] - self.first
         self.buffer_contexts = max(1, buffer_tokens // self.per_context)
@@ -92,10 +96,15 @@ class ActivationStream:
 
     def _fill(self, buffer: Tensor, seed: int, number: int) -> None:
         """Compute the activations that come in the `number`-th buffer, in the contexts' order."""
-        place = 0
-        for _, x in passes(self._contexts(seed, number), self.language_model, self.first):
-            buffer[place : place + len(x)] = x
-            place += len(x)
+        contexts = self._contexts(seed, number)
+        # Whole passes, so that they are those of one process.
+        step = contexts_in_a_pass(contexts)
+        buffer.zero_()
+        for start in range(self.ranks.rank * step, len(contexts), self.ranks.size * step):
+            some = contexts[start : start + step]
+            for _, x in passes(some, self.language_model, self.first):
+                buffer[start * self.per_context :][: len(x)] = x
+        self.ranks.sum(buffer)
 
     def _contexts(self, seed: int, number: int) -> np.ndarray:
         """int `[buffer_contexts, context]`: those of one buffer; it may span epochs."""

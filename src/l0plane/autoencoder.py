@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ class Autoencoder:
             self.encoder_bias.to(device),
             replace(function, **tensors),  # type: ignore[arg-type]  # none for ReLU, TopK
             self.normalisation,
+        )
+
+    def each_latent(self, change: Callable[[Tensor], Tensor]) -> Autoencoder:
+        """The same autoencoder with `change` made to every tensor that has a row per latent."""
+        function = self.activation_function
+        tensors = {k: change(v) for k, v in vars(function).items() if isinstance(v, Tensor)}
+        return replace(
+            self,
+            encoder=change(self.encoder),
+            decoder=change(self.decoder),
+            encoder_bias=change(self.encoder_bias),
+            activation_function=replace(function, **tensors),  # type: ignore[arg-type]  # as above
         )
 
     def digest(self) -> str:

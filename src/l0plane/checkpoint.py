@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,10 +82,14 @@ class Checkpoint:
 
     def save_if_due(self, parts: Sequence[Resumable]) -> None:
         """Save if the last save, or the start, was long enough ago."""
-        if time.monotonic() - self.saved >= self.seconds:
+        if self.is_due():
             self.save(parts)
 
-    def save(self, parts: Sequence[Resumable]) -> None:
+    def is_due(self) -> bool:
+        """Whether it was."""
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, parts: Iterable[Resumable]) -> None:
         """Write the state of `parts`, in the place of the last.
 
         One after another, so that no more than one part's copy is in memory. A full disk costs the

@@ -359,6 +359,15 @@ def _check_budgets(config: Config) -> None:
     )
     if buffer := training["stream_buffer_tokens"]:
         _at_most(*batch, "training.stream_buffer_tokens", buffer)
+    execution = config["execution"]
+    _at_most("execution.processes", execution["processes"], *batch)
+    if execution["shard_latents"]:
+        for n in {level.n for level in levels(config)}:
+            if n % execution["processes"]:
+                raise UserError(
+                    f"execution.processes: {execution['processes']} cannot share {n} latents "
+                    "evenly; expected a number that every n of the panels is a multiple of"
+                )
 
 
 def _check_learning_rate(where: str, values: dict[str, float]) -> None:

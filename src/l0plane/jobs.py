@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import sys
 import time
 import traceback
@@ -13,6 +15,7 @@ from typing import Any, TextIO
 
 from l0plane import __version__
 from l0plane.files import UserError
+from l0plane.processes import launched, rank, tell
 
 AGAIN = "then give the same command again, which goes on from here"
 #: What the machine may refuse: error numbers, words of libraries that give none, what to do.
@@ -83,18 +86,22 @@ def job(snakemake: Any) -> Iterator[None]:
     last of the log. The log, and only it, also says when and with which version the rule started,
     how long it took and what it wrote. `snakemake` is the object that Snakemake gives to a script.
     Torch follows OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
+
+    A job that launches further processes runs this in each of them too: only the first prints, and
+    the message goes to the job, which says it once.
     """
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
-        numba.set_num_threads(min(snakemake.threads, numba.config.NUMBA_NUM_THREADS))
+        own = int(os.environ.get("OMP_NUM_THREADS", snakemake.threads))
+        numba.set_num_threads(min(own, numba.config.NUMBA_NUM_THREADS))
     log = None
     with suppress(OSError):
         path = Path(snakemake.log[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("w", encoding="utf-8", buffering=1)
+        log = path.open("a" if launched() else "w", encoding="utf-8", buffering=1)
 
     def note(*lines: str) -> None:
-        if log is not None:
+        if log is not None and not launched():
             with suppress(OSError):
                 print(*lines, sep="\n", file=log)
 
@@ -103,7 +110,7 @@ def job(snakemake: Any) -> Iterator[None]:
     note(f"{time.ctime()}: {snakemake.rule}, l0plane {__version__}, {threads}")
     out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
     try:
-        with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
+        with redirect_stdout(io.StringIO() if rank() else out), redirect_stderr(err):  # type: ignore
             try:
                 yield
             except Exception as error:
@@ -111,7 +118,10 @@ def job(snakemake: Any) -> Iterator[None]:
                 if message is None:
                     traceback.print_exc()
                     message = f"{type(error).__name__}, a mistake of the program; see above"
-                print(f"{snakemake.rule}: {message}", file=sys.stderr)
+                elif launched():
+                    tell(UserError(message))
+                if not launched():
+                    print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
         seconds = time.perf_counter() - started
         note(f"done in {seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))

@@ -19,6 +19,7 @@ from torch import Tensor
 from l0plane import __version__, kernels
 from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
+from l0plane.distributed import ALONE, REPLICATED, Ranks
 from l0plane.kernels import AdamState
 from l0plane.methods import METHODS, Method, Parameters
 from l0plane.penalty import PenaltyController, warm_up
@@ -65,6 +66,8 @@ class Training:
             the factor of the penalty, constant after its warm-up, in place of one that is steered
             to `l0`.
         base: the trained autoencoder that a method derives from.
+        ranks: the processes that train it together; each makes a `Training` with the same
+            arguments, and takes its steps with the same batches.
 
     Attributes:
         batch_tokens: activations in a batch.
@@ -84,6 +87,7 @@ class Training:
         settings: dict[str, Any],
         hyperparameters: dict[str, Any],
         base: Autoencoder | None = None,
+        ranks: Ranks = ALONE,
     ):
         started = time.perf_counter()
         self.title = f"{name} n={n} L0={l0:g} seed={seed}"
@@ -98,8 +102,10 @@ class Training:
             "version": __version__,
         }
         self._method = METHODS[name](l0, hyperparameters)
+        self._method.ranks = ranks
         if base is not None:
-            self._method.base = base.to(sample.device)  # type: ignore[attr-defined]
+            base = base.each_latent(ranks.latents).to(sample.device)
+            self._method.base = base  # type: ignore[attr-defined]
         self._sample = sample
         generator = torch.Generator().manual_seed(seed)
         variance = (sample - sample.mean(0)).square().sum(1).mean().item()
@@ -141,14 +147,19 @@ class Training:
         self.seconds += time.perf_counter() - started
 
     def finish(self, batches: Iterable[Tensor]) -> Trained:
-        """The result; `batches` of training activations are there for estimates."""
+        """The result; `batches` of training activations are there for estimates.
+
+        Where latents are shared, rank 0 has all of them, and the others have their own.
+        """
         started = time.perf_counter()
         autoencoder = None
         if not self.failed:
+            ranks = self._method.ranks
             averaged = {key: state.ema for key, state in self._trainer.states.items()}
-            autoencoder = self._method.finish(averaged, batches)
-            if not len(autoencoder.encode(self._sample).indices):
+            autoencoder = self._method.finish(averaged, map(ranks.rows, batches))
+            if not ranks.over_latents(len(autoencoder.encode(self._sample).indices)):
                 self.failed = ALL_DEAD
+            autoencoder = autoencoder.each_latent(ranks.whole)
         self.seconds += time.perf_counter() - started
         penalised = self._trainer.penalised
         record = {
@@ -163,10 +174,13 @@ class Training:
         return Trained(autoencoder, self._log.table(), record)
 
     def state(self) -> State:
-        """All that the next steps depend on; the order of the batches follows from `done`."""
-        trainer = self._trainer
+        """All that the next steps depend on; the order of the batches follows from `done`.
+
+        Where latents are shared, rank 0 gets that of all, as one process would have it.
+        """
+        trainer, ranks = self._trainer, self._method.ranks
         tensors = {
-            f"{key}.{name}": tensor
+            f"{key}.{name}": tensor if key == REPLICATED else ranks.whole(tensor)
             for key, state in trainer.states.items()
             for name, tensor in (
                 ("parameter", trainer.parameters[key]),
@@ -176,7 +190,7 @@ class Training:
             )
         }
         if trainer.silent_tokens is not None:
-            tensors["silent_tokens"] = trainer.silent_tokens
+            tensors["silent_tokens"] = ranks.whole(trainer.silent_tokens)
         facts = {
             "steps": trainer.steps,
             "penalised": trainer.penalised,
@@ -192,13 +206,14 @@ class Training:
     def restore(self, state: State) -> None:
         """Go on from what `state` gave, of a training with the same arguments."""
         tensors, facts = state
-        trainer = self._trainer
+        trainer, ranks = self._trainer, self._method.ranks
         for key, own in trainer.states.items():
-            trainer.parameters[key].detach().copy_(tensors[f"{key}.parameter"])
-            for name in ("mean", "square", "ema"):
-                getattr(own, name).copy_(tensors[f"{key}.{name}"])
+            parts = {"parameter": trainer.parameters[key].detach(), **vars(own)}
+            for name in ("parameter", "mean", "square", "ema"):
+                saved = tensors[f"{key}.{name}"]
+                parts[name].copy_(saved if key == REPLICATED else ranks.latents(saved))
         device = next(iter(trainer.parameters.values())).device
-        trainer.silent_tokens = tensors["silent_tokens"].to(device)
+        trainer.silent_tokens = ranks.latents(tensors["silent_tokens"]).to(device)
         trainer.steps, trainer.penalised = facts["steps"], facts["penalised"]
         self._factor = facts["factor"]
         self._method.memory = facts["memory"]
@@ -341,40 +356,51 @@ class _Trainer:
 
         None, and no step, where the loss or the norm of its gradient has exploded.
         """
-        scale = 1 / (len(x) * self.variance)
+        ranks, tokens = self.method.ranks, len(x)
+        x = ranks.rows(x)
+        scale = 1 / (tokens * self.variance)
         loss = self.method.loss(self.parameters, x)
         total = scale * loss.objective
+        error = (x - loss.reconstruction).detach()
+        squared = ranks.over_rows(_squared_norm(error))
+        dead = self._dead_latents(loss.code.indices, loss.code.n, tokens)
+        all_dead = ranks.over_latents(len(dead))
+        if self.method.auxk and all_dead:
+            total = total + self.settings["aux_weight"] * self._auxk(x, error, squared, dead)
+        reported = ranks.over_rows(total.item())
         if loss.penalty is not None:
             self.penalised = True
-            total = total + penalty_factor / len(x) * loss.penalty
-        error = (x - loss.reconstruction).detach()
-        dead = self._dead_latents(loss.code.indices, loss.code.n, len(x))
-        if self.method.auxk and len(dead):
-            total = total + self.settings["aux_weight"] * self._auxk(x, error, dead)
-        gradients = torch.autograd.grad(total, list(self.parameters.values()))
-        norm = math.sqrt(sum(_squared_norm(g) for g in gradients))
-        if not (abs(total.item()) < EXPLODED and norm < EXPLODED):
+            penalty = penalty_factor / tokens * loss.penalty
+            total = total + penalty
+            reported += ranks.over_all(penalty.item())
+        parameters = list(self.parameters.values())
+        gradients = dict(zip(self.parameters, torch.autograd.grad(total, parameters), strict=True))
+        ranks.sum_gradients(gradients)
+        squares = {key: _squared_norm(gradient) for key, gradient in gradients.items()}
+        replicated = squares.pop(REPLICATED, 0.0)
+        norm = math.sqrt(replicated + ranks.over_latents(sum(squares.values())))
+        if not (abs(reported) < EXPLODED and norm < EXPLODED):
             return None
         self._update(gradients, norm, learning_rate)
         return {
-            "loss": total.item(),
+            "loss": reported,
             "gradient_norm": norm,
-            "nmse": scale * _squared_norm(error),
-            "l0": len(loss.code.indices) / len(x),
-            "dead_fraction": len(dead) / loss.code.n,
+            "nmse": scale * squared,
+            "l0": ranks.over_all(len(loss.code.indices)) / tokens,
+            "dead_fraction": all_dead / ranks.over_latents(loss.code.n),
         }
 
-    def _update(self, gradients: tuple[Tensor, ...], norm: float, learning_rate: float) -> None:
+    def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
         self.steps += 1
         clip = self.settings["clip_norm"]
         # The average follows quickly at first, so that it does not remember the initial weights.
         decay = min(self.settings["ema"], (1 + self.steps) / (10 + self.steps))
-        for (key, parameter), gradient in zip(self.parameters.items(), gradients, strict=True):
+        for key, parameter in self.parameters.items():
             state = self.states[key]
             state.step = self.steps
             kernels.adam(
                 parameter.detach(),
-                gradient,
+                gradients[key],
                 state,
                 learning_rate,
                 min(1.0, clip / norm) if norm > 0 else 1.0,
@@ -388,15 +414,19 @@ class _Trainer:
             self.silent_tokens = torch.zeros(n, dtype=torch.int64, device=active.device)
         self.silent_tokens += tokens
         self.silent_tokens.index_fill_(0, active.long(), 0)
+        self.method.ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
 
-    def _auxk(self, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2)."""
-        p = self.parameters
+    def _auxk(self, x: Tensor, error: Tensor, squared: float, dead: Tensor) -> Tensor:
+        """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2).
+
+        `squared` is the denominator, of the whole batch.
+        """
+        p, ranks = self.parameters, self.method.ranks
         encoder, decoder = p["encoder"][dead], p["decoder"][dead]
-        code = kernels.encode_top_k(x, p["pre_bias"].detach(), encoder, self.settings["aux_k"])
-        missed = (error - kernels.decode(code, decoder)).square().sum()
-        return (missed / error.square().sum()).nan_to_num()
+        code = ranks.encode_top_k(x, p["pre_bias"].detach(), encoder, self.settings["aux_k"])
+        missed = (error - ranks.decode(code, decoder)).square().sum()
+        return (missed / squared).nan_to_num()
 
 
 class _Log:

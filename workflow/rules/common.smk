@@ -68,6 +68,9 @@ WIDTH = l0config.residual_width(config) or 4096
 TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
 # Trainings that a search for lambda takes at most.
 SEARCH = 1 + TRIALS
+# Processes that train one autoencoder, and how many of them hold all of it.
+PROCESSES = config["execution"]["processes"]
+COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
 
 
 def minutes(products):
@@ -76,7 +79,7 @@ def minutes(products):
     return 30 + math.ceil(products / per_minute)
 
 
-def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1):
+def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1, processes=1):
     """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
 
     Weights, gradients, Adam's two moments and the average are 40 n d bytes; a code of which half is
@@ -88,12 +91,13 @@ def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1)
     def latents(wildcards):
         return int(n or wildcards.n)
 
-    row = 40 * WIDTH + 4 * config["training"]["batch_tokens"]
+    copies = COPIES if processes > 1 else 1
+    row = 40 * WIDTH * copies + 4 * config["training"]["batch_tokens"]
     products = 3 * trainings * tokens * WIDTH
     return {
-        "mem_mb": lambda wildcards: 3000 + (latents(wildcards) * row + shards) // 10**6,
+        "mem_mb": lambda wildcards: 3000 * processes + (latents(wildcards) * row + shards) // 10**6,
         "runtime": lambda wildcards: minutes(products * latents(wildcards)),
-        "gpu": config["gpus"],
+        "gpu": config["gpus"] * processes,
     }
 
 
@@ -219,8 +223,12 @@ def streamed_resources():
     products = 3 * settings["tokens"] * WIDTH * latents
     of_model = language_model_resources(settings["tokens"], products)
     # Of encoder and decoder each: values, gradients, two moments, the average.
-    trainings = 4 * WIDTH * (rows + 2 * 5 * latents) // 10**6
-    return {**of_model, "mem_mb": of_model["mem_mb"] + TEXT_MB + trainings}
+    trainings = 4 * WIDTH * (PROCESSES * rows + COPIES * 2 * 5 * latents) // 10**6
+    return {
+        **of_model,
+        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + trainings,
+        "gpu": PROCESSES * of_model["gpu"],
+    }
 
 
 # --- measurements and tuning

@@ -18,7 +18,7 @@ for method in streamed_methods():
             f"{LOGS}/autoencoders/{method}/stream.tsv"
         conda:
             "../../environment.yml"
-        threads: 8
+        threads: max(8, PROCESSES)
         resources:
             **streamed_resources(),
         params:

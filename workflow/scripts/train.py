@@ -4,7 +4,8 @@ Reads stored activations (and the autoencoder that the method derives from, and 
 were found for a penalty; for a stream, the contexts and the language model); writes, for each, a
 SAELens directory, its provenance and the training log. While it runs, a checkpoint lies beside the
 log; a job that was killed goes on from there. A training that fails is a result too: its provenance
-says why, and nobody tries it again.
+says why, and nobody tries it again. With `execution.processes` above 1 the script starts itself
+once more in so many processes, of which the first writes.
 """
 
 from pathlib import Path
@@ -13,12 +14,13 @@ from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder, Failed, read_provenance, save_failed
-from l0plane.checkpoint import Checkpoint
 from l0plane.device import available_device, use_precision
+from l0plane.distributed import SharedCheckpoint, joined
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import training_provenance
+from l0plane.processes import launch, launched
 from l0plane.tokens import load_contexts
 from l0plane.training import (
     INITIALISATION_ROWS,
@@ -35,7 +37,7 @@ def listed(files):
     return [files] if isinstance(files, str) else list(files or [])
 
 
-def trained(snakemake, store, levels, checkpoint):
+def trained(store, levels, checkpoint, ranks):
     """The results of all levels, one by one; a base whose training failed is raised as `Failed`."""
     params = snakemake.params
     use_precision(params.settings)
@@ -45,7 +47,9 @@ def trained(snakemake, store, levels, checkpoint):
             params.language_model_path, store.manifest["hook"], store.device
         )
         buffer_tokens = params.settings["stream_buffer_tokens"]
-        source = ActivationStream(store, load_contexts(contexts), language_model, buffer_tokens)
+        source = ActivationStream(
+            store, load_contexts(contexts), language_model, buffer_tokens, ranks
+        )
     base = None
     if path := snakemake.input.get("base"):
         with rebuilt_by_the_run(Path(path).parent):
@@ -73,24 +77,32 @@ def trained(snakemake, store, levels, checkpoint):
                 hyperparameters["lambda"] = found
         trainings.append(
             Training(
-                params.method, sample, n, l0, seed, params.settings, hyperparameters, base=base
+                params.method,
+                sample,
+                n,
+                l0,
+                seed,
+                params.settings,
+                hyperparameters,
+                base=base,
+                ranks=ranks,
             )
         )
     # A stream has one order for all; a training on stored activations has its seed's.
     return train_together(trainings, source, levels[0][2], checkpoint)
 
 
-with job(snakemake):
+def train(ranks):
+    """Train as one of the `ranks`; the first writes."""
     params = snakemake.params
     wildcards = snakemake.wildcards
     levels = params.get("levels") or [[int(wildcards[name]) for name in ("n", "l0", "seed")]]
     store = ActivationStore(snakemake.input.activations, available_device())
-    checkpoint = Checkpoint(
-        Path(snakemake.log[0]).with_suffix(".checkpoint"),
-        snakemake.config["execution"]["checkpoint_minutes"],
+    checkpoint = SharedCheckpoint(
+        Path(snakemake.log[0]).with_suffix(".checkpoint"), execution["checkpoint_minutes"], ranks
     )
     try:
-        results = trained(snakemake, store, levels, checkpoint)
+        results = trained(store, levels, checkpoint, ranks)
     except Failed as error:
         print(f"{params.method} derives from what failed: {error}")
         results = [Trained.nothing(f"derives from what failed: {error}")]
@@ -98,6 +110,8 @@ with job(snakemake):
     for (n, l0, seed), directory, (autoencoder, log, facts) in zip(
         levels, places, results, strict=True
     ):
+        if ranks.rank:
+            continue
         if earlier := snakemake.input.get("base_provenance"):
             # What it cost includes what it started from.
             earlier = read_provenance(Path(earlier).parent)
@@ -110,4 +124,14 @@ with job(snakemake):
         else:
             autoencoder.save(directory, provenance)
         tidy.write(tidy.arrange(log, keys), directory / "training.csv")
-    checkpoint.remove()
+    if not ranks.rank:
+        checkpoint.remove()
+
+
+with job(snakemake):
+    execution = snakemake.config["execution"]
+    if execution["processes"] > 1 and not launched():
+        launch(execution["processes"], snakemake.threads, __real_file__)
+    else:
+        with joined(execution["shard_latents"]) as ranks:
+            train(ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -90,11 +91,17 @@ def encode_above(
 
 
 def encode_top_k(
-    x: Tensor, pre_bias: Tensor, encoder: Tensor, k: int, bias: Tensor | None = None
+    x: Tensor,
+    pre_bias: Tensor,
+    encoder: Tensor,
+    k: int,
+    bias: Tensor | None = None,
+    top_k_mask: Callable[[Code, int], Tensor] | None = None,
 ) -> Code:
     """The `k` largest pre-activations of each row, of those that are positive (TopK, then ReLU).
 
-    Arguments and result as for `encode_above`; of equal values the lower latent is kept.
+    Arguments and result as for `encode_above`; of equal values the lower latent is kept. Where
+    `encoder` is a part of all latents, `top_k_mask` says which of its `k` largest are to stay.
 
     Raises:
         ValueError: `k` is less than 1.
@@ -102,7 +109,10 @@ def encode_top_k(
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     with torch.no_grad():
-        code = _backend(x).select_top_k(x - pre_bias, encoder, bias, k)
+        backend = _backend(x) if len(encoder) else reference
+        code = backend.select_top_k(x - pre_bias, encoder, bias, k)
+        if top_k_mask is not None:
+            code = code.keep(top_k_mask(code, k))
     return encoded(code, x, pre_bias, encoder, bias)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from l0plane.autoencoder import Autoencoder
 from l0plane.code import Code
+from l0plane.distributed import ALONE, Ranks
 
 Parameters = dict[str, Tensor]
 
@@ -31,6 +33,9 @@ class Loss(NamedTuple):
 class Method(ABC):
     """What makes one method different: its extra parameters, its loss, its trained form.
 
+    Several processes may train it, each with some rows of a batch or some latents: all parameters
+    but `pre_bias` are `[n, ...]`, and `ranks` has the operations that concern the others.
+
     Args:
         l0: the L0 asked for.
         hyperparameters: the method's own, from its `method.yaml`.
@@ -38,6 +43,9 @@ class Method(ABC):
 
     auxk = False
     """Whether the method revives dead latents with the AuxK loss (Appendix A.2)."""
+
+    ranks: Ranks = ALONE
+    """The processes that train it."""
 
     l0_delay = 0.02
     """Share of a training in which L0 answers a change of the penalty's factor."""
@@ -57,13 +65,15 @@ class Method(ABC):
         """
         pre_bias = geometric_median(sample)
         # Drawn on the CPU, so that a seed means the same on every device.
-        decoder = torch.randn(n, sample.shape[1], generator=generator).to(sample.device)
+        decoder = self.ranks.random_latents(n, sample.shape[1], generator).to(sample.device)
         decoder /= decoder.norm(dim=1, keepdim=True)
         parameters = {"encoder": decoder.clone(), "decoder": decoder, "pre_bias": pre_bias}
-        parameters |= {k: p.to(sample.device) for k, p in self.extra_parameters(n).items()}
+        own = self.extra_parameters(len(decoder))
+        parameters |= {k: p.to(sample.device) for k, p in own.items()}
         with torch.no_grad():
-            start = self.loss(parameters, sample).reconstruction - pre_bias
-        parameters["encoder"] *= (sample - pre_bias).norm() / start.norm()
+            start = self.loss(parameters, self.ranks.rows(sample)).reconstruction - pre_bias
+        norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))
+        parameters["encoder"] *= (sample - pre_bias).norm() / norm
         return parameters
 
     def extra_parameters(self, n: int) -> Parameters:

@@ -28,13 +28,13 @@ class BatchTopKMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k B` largest."""
         code = self._select(parameters, x)
-        reconstruction = kernels.decode(code, parameters["decoder"], parameters["pre_bias"])
+        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
         return Loss(squared_error(x, reconstruction), reconstruction, code)
 
     def _select(self, p: Parameters, x: Tensor) -> Code:
         inputs = (x, p["pre_bias"], p["encoder"])
         with torch.no_grad():
-            code = self._largest(round(self.l0 * len(x)), inputs)
+            code = self._largest(round(self.l0 * self.ranks.over_rows(len(x))), inputs)
         return kernels.encoded(code, *inputs)
 
     def _largest(self, count: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Code:
@@ -42,26 +42,23 @@ class BatchTopKMethod(Method):
         # most candidates. A guess that turns out too high is dropped, so the result is exact.
         guess = self.memory.get("guess", 0.0)
         candidates = kernels.encode_above(*inputs, threshold=guess)
-        if len(candidates.values) < count and guess > 0:
+        if guess > 0 and self.ranks.over_all(len(candidates.values)) < count:
             candidates = kernels.encode_above(*inputs)
-        if len(candidates.values) <= count:
-            self.memory["guess"] = 0.0
-            return candidates
-        # The whole batch as one row.
-        device = candidates.values.device
-        places = torch.arange(len(candidates.values), dtype=torch.int32, device=device)
-        ends = torch.tensor([0, len(places)], dtype=torch.int32, device=device)
-        batch = Code(ends, places, candidates.values, len(places))
-        chosen = kernels.top_k_mask(batch, count)
-        self.memory["guess"] = 0.8 * batch.values[chosen].min().item()
-        return candidates.keep(chosen)
+        if len(candidates.values) > count:
+            candidates = candidates.keep(_largest_mask(candidates.values, count))
+        values, own = self.ranks.gather(candidates.values)
+        if len(values) > count:
+            chosen = _largest_mask(values, count)
+            candidates, values = candidates.keep(chosen[own]), values[chosen]
+        self.memory["guess"] = 0.8 * values.min().item() if len(values) == count else 0.0
+        return candidates
 
     def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
         """A JumpReLU with the one estimated threshold."""
         smallest = []
         with torch.no_grad():
             for _, x in zip(range(THRESHOLD_BATCHES), batches, strict=False):
-                values = self._select(parameters, x).values
+                values, _ = self.ranks.gather(self._select(parameters, x).values)
                 smallest.append(values.min().item() if len(values) else 0.0)
         threshold = sum(smallest) / len(smallest)
         n = len(parameters["encoder"])
@@ -70,3 +67,10 @@ class BatchTopKMethod(Method):
             encoder_bias=torch.zeros(n),
             activation_function=JumpReLU(torch.full((n,), threshold)),
         )
+
+
+def _largest_mask(values: Tensor, count: int) -> Tensor:
+    """Which of positive `values [any]` are the `count` largest: the whole batch as one row."""
+    places = torch.arange(len(values), dtype=torch.int32, device=values.device)
+    ends = torch.tensor([0, len(values)], dtype=torch.int32, device=values.device)
+    return kernels.top_k_mask(Code(ends, places, values, len(values)), count)

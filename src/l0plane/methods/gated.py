@@ -31,8 +31,8 @@ class GatedMethod(Method):
         magnitude = kernels.gather(p["log_scale"].exp(), gate) * a
         values = torch.relu(magnitude + kernels.gather(p["magnitude_bias"], gate))
         code = gate.with_values(values)
-        reconstruction = kernels.decode(code, p["decoder"], p["pre_bias"])
-        frozen = kernels.decode(gate, p["decoder"].detach(), p["pre_bias"].detach())
+        reconstruction = self.ranks.decode(code, p["decoder"], p["pre_bias"])
+        frozen = self.ranks.decode(gate, p["decoder"].detach(), p["pre_bias"].detach())
         objective = squared_error(x, reconstruction) + squared_error(x, frozen)
         with torch.no_grad():
             active = code.keep(values > 0)

@@ -83,7 +83,7 @@ class JumpReLUMethod(Method):
         )
         values, count = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
         code = near.with_values(values)
-        reconstruction = kernels.decode(code, p["decoder"], p["pre_bias"])
+        reconstruction = self.ranks.decode(code, p["decoder"], p["pre_bias"])
         with torch.no_grad():
             active = code.keep(values > 0)
         return Loss(squared_error(x, reconstruction), reconstruction, active, count)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from l0plane import kernels
 from l0plane.methods.base import Loss, Parameters, squared_error
 from l0plane.methods.topk import TopKMethod
 
@@ -19,9 +18,9 @@ class MultiTopKMethod(TopKMethod):
         """The two squared errors; judged by the reconstruction at `k`."""
         k = int(self.l0)
         pre_bias, decoder = parameters["pre_bias"], parameters["decoder"]
-        wide = kernels.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
-        narrow = wide.keep(kernels.top_k_mask(wide, k))
-        reconstruction = kernels.decode(narrow, decoder, pre_bias)
-        wider = kernels.decode(wide, decoder, pre_bias)
+        wide = self.ranks.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
+        narrow = wide.keep(self.ranks.top_k_mask(wide, k))
+        reconstruction = self.ranks.decode(narrow, decoder, pre_bias)
+        wider = self.ranks.decode(wide, decoder, pre_bias)
         objective = squared_error(x, reconstruction) + WIDER_WEIGHT * squared_error(x, wider)
         return Loss(objective, reconstruction, narrow)

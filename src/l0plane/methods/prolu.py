@@ -56,7 +56,7 @@ class _ProLU(Method):
         )
         values = self.gradient.apply(selected.values, kernels.gather(bias, selected))
         code = selected.with_values(values)
-        reconstruction = kernels.decode(code, parameters["decoder"], parameters["pre_bias"])
+        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
         return Loss(squared_error(x, reconstruction), reconstruction, code, values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:

@@ -25,7 +25,7 @@ class ReLUMethod(Method):
         code = kernels.encode_above(
             x, parameters["pre_bias"], parameters["encoder"], bias=parameters["encoder_bias"]
         )
-        reconstruction = kernels.decode(code, parameters["decoder"], parameters["pre_bias"])
+        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
         return Loss(squared_error(x, reconstruction), reconstruction, code, code.values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:

@@ -21,7 +21,7 @@ class ScaledReLUMethod(Method):
 
     def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
         """The logarithms of the scales, zero: the autoencoder as it is."""
-        return {"log_scale": torch.zeros(n, device=sample.device)}
+        return {"log_scale": torch.zeros(self.base.n, device=sample.device)}
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error with scaled values."""
@@ -29,7 +29,7 @@ class ScaledReLUMethod(Method):
         code = frozen.with_values(
             frozen.values * kernels.gather(parameters["log_scale"].exp(), frozen)
         )
-        reconstruction = kernels.decode(code, self.base.decoder, self.base.pre_bias)
+        reconstruction = self.ranks.decode(code, self.base.decoder, self.base.pre_bias)
         return Loss(squared_error(x, reconstruction), reconstruction, code)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:

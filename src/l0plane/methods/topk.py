@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, TopK
 from l0plane.methods.base import Loss, Method, Parameters, squared_error
 
@@ -21,8 +20,8 @@ class TopKMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k` largest."""
         pre_bias, encoder = parameters["pre_bias"], parameters["encoder"]
-        code = kernels.encode_top_k(x, pre_bias, encoder, int(self.l0))
-        reconstruction = kernels.decode(code, parameters["decoder"], pre_bias)
+        code = self.ranks.encode_top_k(x, pre_bias, encoder, int(self.l0))
+        reconstruction = self.ranks.decode(code, parameters["decoder"], pre_bias)
         return Loss(squared_error(x, reconstruction), reconstruction, code)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:

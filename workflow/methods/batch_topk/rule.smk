@@ -9,9 +9,9 @@ rule train_batch_topk:
         autoencoder_log("batch_topk", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("batch_topk"),
     message:

@@ -10,9 +10,9 @@ rule train_gated:
         autoencoder_log("gated", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("gated"),
     message:

@@ -9,9 +9,9 @@ rule train_multi_topk:
         autoencoder_log("multi_topk", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("multi_topk"),
     message:

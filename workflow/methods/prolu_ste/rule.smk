@@ -10,9 +10,9 @@ rule train_prolu_ste:
         autoencoder_log("prolu_ste", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("prolu_ste"),
     message:

@@ -12,9 +12,9 @@ rule train_relu_scaled:
         autoencoder_log("relu_scaled", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("relu_scaled"),
     message:

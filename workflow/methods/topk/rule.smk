@@ -9,9 +9,9 @@ rule train_topk:
         autoencoder_log("topk", "tsv")
     conda:
         "../../../environment.yml"
-    threads: 1
+    threads: PROCESSES
     resources:
-        **training_resources(),
+        **training_resources(processes=PROCESSES),
     params:
         **training_params("topk"),
     message:
