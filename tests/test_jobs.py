@@ -59,6 +59,18 @@ def test_what_a_job_prints_is_in_the_terminal_and_in_the_log(snakemake, capsys):
     assert written == "  results/a.csv"
 
 
+def test_what_a_job_says_last_stands_behind_what_its_processes_wrote(snakemake):
+    with job(snakemake):
+        pass
+    with pytest.raises(SystemExit), job(snakemake):
+        with Path(snakemake.log[0]).open("a") as other:
+            other.write("from another process, a longer line than the last\n")
+        raise UserError("key: 3; expected 2")
+    _, other, said = log_of(snakemake).splitlines()
+    assert other == "from another process, a longer line than the last"
+    assert said == "a: key: 3; expected 2"
+
+
 def test_a_users_mistake_is_one_message_and_a_failure(snakemake, capsys):
     with pytest.raises(SystemExit) as end, job(snakemake):
         raise UserError("seeds: 0 is too few")

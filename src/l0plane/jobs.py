@@ -98,7 +98,10 @@ def job(snakemake: Any) -> Iterator[None]:
     with suppress(OSError):
         path = Path(snakemake.log[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("a" if launched() else "w", encoding="utf-8", buffering=1)
+        if not launched():
+            path.write_bytes(b"")
+        # Each line goes to the end, behind what launched processes wrote meanwhile.
+        log = path.open("a", encoding="utf-8", buffering=1)
 
     def note(*lines: str) -> None:
         if log is not None and not launched():
