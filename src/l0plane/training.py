@@ -157,6 +157,8 @@ class Training:
             ranks = self._method.ranks
             averaged = {key: state.ema for key, state in self._trainer.states.items()}
             autoencoder = self._method.finish(averaged, map(ranks.rows, batches))
+            # Zero biases and thresholds are made on the CPU; the sample is encoded where it is.
+            autoencoder = autoencoder.to(self._sample.device)
             if not ranks.over_latents(len(autoencoder.encode(self._sample).indices)):
                 self.failed = ALL_DEAD
             autoencoder = autoencoder.each_latent(ranks.whole)
