@@ -103,6 +103,8 @@ def test_every_message_in_troubleshooting_is_one_of_the_code():
                 parts = (getattr(part, "value", None) for part in node.values)
                 text = "".join(part if isinstance(part, str) else "…" for part in parts)
                 known.add(re.sub("…+", "…", text).replace("\n", " "))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                known.add(node.value)
     assert quoted
     for message in quoted:
         assert any(message in text for text in known), message

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 #: What of the repository the copy leaves out: what runs make, and what has a dot in front.
 LEFT_OUT = ("results", "figures", "logs", "report.html")
 #: What blocks run for real; there is nothing but the copy that they could change.
-TOOLS = ("cat", "cp", "du", "head", "ls", "mkdir", "mv", "rm", "sed", "tail", "touch")
+TOOLS = ("cat", "cp", "du", "head", "id", "ls", "mkdir", "mv", "rm", "sed", "tail", "touch")
 #: How the first line of an indented block shows that it is a formula, a sum or a picture.
 NO_COMMAND = re.compile(r"[\w)|] += |─►|/ 1e9 |^METHODS =")
 #: Languages of fenced blocks that are no commands. Code is tested where it belongs.
@@ -135,6 +135,7 @@ CHECKS = {
     "conda": check_conda,
     "git": check_nothing,
     "apt-get": check_nothing,
+    "sudo": check_nothing,
 }
 
 
