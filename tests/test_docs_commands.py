@@ -100,6 +100,14 @@ def check_python(directory, calls):
             assert not word.startswith("-") or f'"{word.partition("=")[0]}"' in source, call
 
 
+def check_torchrun(directory, calls):
+    """It starts several processes of a program, which is the reader's own."""
+    for _, *options, processes, program in calls:
+        assert options == ["--standalone", "--nproc-per-node"]
+        assert processes.isdigit()
+        assert program.endswith(".py")
+
+
 def check_pip(directory, calls):
     """The locks are there, and what is named has a lock's version."""
     versions = LOCK | TEST_LOCK
@@ -130,7 +138,7 @@ CHECKS = {
     "snakemake": check_snakemake,
     "make": check_make,
     "python": check_python,
-    "torchrun": check_python,
+    "torchrun": check_torchrun,
     "pip": check_pip,
     "conda": check_conda,
     "git": check_nothing,
