@@ -63,7 +63,9 @@ def test_written_tables_say_the_same(summary, tmp_path):
     summary.loc[0, "nmse_at_8"] = np.nan
     paths = tables.write(summary, tmp_path / "summary")
     assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
-    pd.testing.assert_frame_equal(pd.read_csv(paths[0]), summary)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(paths[0], keep_default_na=False, na_values={"nmse_at_8": ""}), summary
+    )
     markdown, latex = (path.read_text() for path in paths[1:])
     best = f"{summary['nmse_at_16'].min():.3g}"
     assert f"**{best}**" in markdown and rf"\textbf{{{best}}}" in latex

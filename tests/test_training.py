@@ -156,7 +156,9 @@ def test_one_that_fails_leaves_the_others_of_its_stream_as_they_would_be_alone(t
         (alone,) = train_together(trainings()[place : place + 1], STORE, 0)
         assert results[place].autoencoder.digest() == alone.autoencoder.digest()
     # A killed one that goes on remembers which failed.
-    Checkpoint(tmp_path, 0).save(together)
+    checkpoint = Checkpoint(tmp_path, 0)
+    checkpoint.restore([], {})
+    checkpoint.save(together)
     again = trainings()
     Checkpoint(tmp_path, 0).restore(again, {})
     assert [bool(t.failed) for t in again] == [False, True, False]
@@ -167,7 +169,7 @@ def test_latents_that_all_die_are_told():
     training = Training("relu", STORE.sample(512), N, 3, 0, settings, fixed)
     (result,) = train_together([training], STORE, 0)
     assert result.facts["failed"] == ALL_DEAD
-    assert not len(result.autoencoder.encode(STORE.x).indices)
+    assert not len(result.autoencoder.encode(STORE.sample(512)).indices)
 
 
 def trainer(name="topk", **changes):
