@@ -62,8 +62,11 @@ def measure(sizes: argparse.Namespace) -> None:
 def main() -> None:
     """Launch one process, then several in each way; print a row of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("processes", 2), ("d", 768), ("n", 4096), ("batch", 2048), ("k", 32)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--d", type=int, default=768)
+    parser.add_argument("--n", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--way", default="rows", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     sizes = parser.parse_args()
