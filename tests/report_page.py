@@ -12,8 +12,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Goes through all categories and opens what each row of their lists offers, as a reader would.
 PROBE = """<script>(async () => {
   const settle = () => new Promise(done => setTimeout(done, 200));
+  for (let wait = 0; !app && wait < 50; wait++) await settle();
   const seen = {landing: document.querySelector("#app").innerText};
   const look = async category => {
+    app.setView({navbarMode: "menu"});
+    await settle();
     app.showCategory(category);
     await settle();
     for (const row of document.querySelectorAll("nav tbody tr")) {
