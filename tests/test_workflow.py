@@ -103,7 +103,7 @@ def test_a_mistake_that_only_the_text_shows_is_one_message(tmp_path):
 @pytest.fixture
 def with_my_method(tmp_path):
     """A copy of the workflow with one more method, which is a copy of the template."""
-    for name in ("workflow", "config", "resources/published"):
+    for name in ("workflow", "config", "profiles", "resources/published"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(REPOSITORY / name, tmp_path)
