@@ -26,7 +26,7 @@ from l0plane.autoencoder import Autoencoder, ReLU
 from l0plane.checkpoint import Checkpoint
 from l0plane.distributed import ALONE, SharedCheckpoint, joined
 from l0plane.files import UserError, read_json, sha256, write_json
-from l0plane.methods import METHODS
+from l0plane.methods import METHODS, base
 from l0plane.processes import _cause, launch
 from l0plane.training import Training, train, train_together
 
@@ -137,6 +137,21 @@ def stream(ranks):
     contexts = np.random.default_rng(0).integers(0, 30, (40, 512))
     streamed = ActivationStream(sample, contexts, model, 13_000, ranks)
     return {"stream": torch.cat(list(streamed.batches(500, 40_000, 0)))}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_in_pieces_trains_as_a_whole_one(name, monkeypatch):
+    def trained(pieces):
+        with doubles():
+            made = training(name)
+            assert made._method.pieces(SHORT["batch_tokens"], N) == pieces
+            (result,) = train_together([made], Doubles(), 0)
+        return results(result)
+
+    whole = trained(1)
+    monkeypatch.setattr(base, "PIECE", 60 * N)
+    for key, tensor in trained(4).items():
+        torch.testing.assert_close(tensor, whole[key], rtol=1e-9, atol=1e-9, msg=key)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -59,6 +60,19 @@ class Code:
 
             self._by_latent.append(kernels.transpose(self))
         return self._by_latent[0]
+
+    @staticmethod
+    def stacked(codes: Sequence[Code]) -> Code:
+        """The rows of several codes of the same latents, one under the other."""
+        if len(codes) == 1:
+            return codes[0]
+        ends = [torch.zeros_like(codes[0].indptr[:1])]
+        for code in codes:
+            ends.append(code.indptr[1:] + ends[-1][-1:])
+        indices, values = (
+            torch.cat([getattr(code, name) for code in codes]) for name in ("indices", "values")
+        )
+        return Code(torch.cat(ends), indices, values, codes[0].n)
 
     def with_values(self, values: Tensor) -> Code:
         """The same active set with other values `[nnz]`; shares the transposed structure."""

@@ -191,8 +191,7 @@ class Training:
                 ("ema", state.ema),
             )
         }
-        if trainer.silent_tokens is not None:
-            tensors["silent_tokens"] = ranks.whole(trainer.silent_tokens)
+        tensors["silent_tokens"] = ranks.whole(trainer.silent_tokens)
         facts = {
             "steps": trainer.steps,
             "penalised": trainer.penalised,
@@ -349,7 +348,8 @@ class _Trainer:
         self.settings = settings
         self.penalised = False
         self.steps = 0
-        self.silent_tokens: Tensor | None = None
+        latents = next(p for key, p in parameters.items() if key != REPLICATED)
+        self.silent_tokens = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
 
     def step(
         self, x: Tensor, learning_rate: float, penalty_factor: float
@@ -358,25 +358,34 @@ class _Trainer:
 
         None, and no step, where the loss or the norm of its gradient has exploded.
         """
-        ranks, tokens = self.method.ranks, len(x)
+        ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
         x = ranks.rows(x)
+        pieces = [x] if self.method.auxk else x.tensor_split(self.method.pieces(tokens, n))
         scale = 1 / (tokens * self.variance)
-        loss = self.method.loss(self.parameters, x)
-        total = scale * loss.objective
-        error = (x - loss.reconstruction).detach()
-        squared = ranks.over_rows(_squared_norm(error))
-        dead = self._dead_latents(loss.code.indices, loss.code.n, tokens)
-        all_dead = ranks.over_latents(len(dead))
-        if self.method.auxk and all_dead:
-            total = total + self.settings["aux_weight"] * self._auxk(x, error, squared, dead)
-        reported = ranks.over_rows(total.item())
-        if loss.penalty is not None:
-            self.penalised = True
-            penalty = penalty_factor / tokens * loss.penalty
-            total = total + penalty
-            reported += ranks.over_all(penalty.item())
-        parameters = list(self.parameters.values())
-        gradients = dict(zip(self.parameters, torch.autograd.grad(total, parameters), strict=True))
+        objective = penalty = squared = 0.0
+        active = 0
+        gradients: Parameters = {}
+        self.silent_tokens += tokens
+        for rows in pieces:
+            loss = self.method.loss(self.parameters, rows)
+            total = scale * loss.objective
+            error = (rows - loss.reconstruction).detach()
+            squared += _squared_norm(error)
+            active += len(loss.code.indices)
+            dead = self._dead_latents(loss.code.indices)
+            if self.method.auxk and ranks.over_latents(len(dead)):
+                missed = self._auxk(x, error, ranks.over_rows(squared), dead)
+                total = total + self.settings["aux_weight"] * missed
+            objective += total.item()
+            if loss.penalty is not None:
+                self.penalised = True
+                weighted = penalty_factor / tokens * loss.penalty
+                total = total + weighted
+                penalty += weighted.item()
+            self._add_gradients(total, gradients)
+        reported = ranks.over_rows(objective)
+        if self.penalised:
+            reported += ranks.over_all(penalty)
         ranks.sum_gradients(gradients)
         squares = {key: _squared_norm(gradient) for key, gradient in gradients.items()}
         replicated = squares.pop(REPLICATED, 0.0)
@@ -387,10 +396,16 @@ class _Trainer:
         return {
             "loss": reported,
             "gradient_norm": norm,
-            "nmse": scale * squared,
-            "l0": ranks.over_all(len(loss.code.indices)) / tokens,
-            "dead_fraction": all_dead / ranks.over_latents(loss.code.n),
+            "nmse": scale * ranks.over_rows(squared),
+            "l0": ranks.over_all(active) / tokens,
+            "dead_fraction": ranks.over_latents(len(dead)) / ranks.over_latents(n),
         }
+
+    def _add_gradients(self, total: Tensor, gradients: Parameters) -> None:
+        """Add those of one piece's loss to those of the pieces before."""
+        found = torch.autograd.grad(total, list(self.parameters.values()))
+        for key, gradient in zip(self.parameters, found, strict=True):
+            gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
 
     def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
         self.steps += 1
@@ -410,11 +425,11 @@ class _Trainer:
                 unit_rows=key == "decoder",
             )
 
-    def _dead_latents(self, active: Tensor, n: int, tokens: int) -> Tensor:
-        """int64 indices of the latents that have been silent for `dead_after_tokens`."""
-        if self.silent_tokens is None:
-            self.silent_tokens = torch.zeros(n, dtype=torch.int64, device=active.device)
-        self.silent_tokens += tokens
+    def _dead_latents(self, active: Tensor) -> Tensor:
+        """int64 indices of the latents that have been silent for `dead_after_tokens`.
+
+        `active` are those that were active in the rows that `silent_tokens` has just counted.
+        """
         self.silent_tokens.index_fill_(0, active.long(), 0)
         self.method.ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]

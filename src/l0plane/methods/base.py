@@ -16,6 +16,10 @@ from l0plane.distributed import ALONE, Ranks
 
 Parameters = dict[str, Tensor]
 
+#: Pre-activations that a step has in hand at most. At the start of a training half of them are
+#: active, with 30 bytes each: a large batch of a large autoencoder would fill any memory.
+PIECE = 1 << 29
+
 
 class Loss(NamedTuple):
     """The parts of a training loss on one batch."""
@@ -42,7 +46,11 @@ class Method(ABC):
     """
 
     auxk = False
-    """Whether the method revives dead latents with the AuxK loss (Appendix A.2)."""
+    """Whether the method revives dead latents with the AuxK loss (Appendix A.2).
+
+    Its loss is then of the whole batch, with about k active latents a row. Any other is a sum over
+    rows, of which many latents may be active, and a large batch is taken in `pieces`.
+    """
 
     ranks: Ranks = ALONE
     """The processes that train it."""
@@ -75,6 +83,14 @@ class Method(ABC):
         norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))
         parameters["encoder"] *= (sample - pre_bias).norm() / norm
         return parameters
+
+    def pieces(self, rows: int, n: int) -> int:
+        """Into how many pieces to cut this rank's part of `rows`, with `n` latents here.
+
+        The same number on all ranks, though one may have a row more.
+        """
+        shares = 1 if self.ranks.shard_latents else self.ranks.size
+        return math.ceil(math.ceil(rows / shares) * n / PIECE)
 
     def extra_parameters(self, n: int) -> Parameters:
         """Initial values of the parameters that only this method has."""

@@ -34,16 +34,28 @@ class BatchTopKMethod(Method):
     def _select(self, p: Parameters, x: Tensor) -> Code:
         inputs = (x, p["pre_bias"], p["encoder"])
         with torch.no_grad():
-            code = self._largest(round(self.l0 * self.ranks.over_rows(len(x))), inputs)
+            code = self._largest(self.ranks.over_rows(len(x)), inputs)
         return kernels.encoded(code, *inputs)
 
-    def _largest(self, count: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Code:
+    def _largest(self, batch: float, inputs: tuple[Tensor, Tensor, Tensor]) -> Code:
+        x, pre_bias, encoder = inputs
+        count = round(self.l0 * batch)
+
+        def candidates_above(threshold: float) -> Code:
+            pieces = []
+            for rows in x.tensor_split(self.pieces(int(batch), len(encoder))):
+                code = kernels.encode_above(rows, pre_bias, encoder, threshold=threshold)
+                if len(code.values) > count:
+                    code = code.keep(_largest_mask(code.values, count))
+                pieces.append(code)
+            return Code.stacked(pieces)
+
         # A lower bound of this batch's threshold, guessed from the last one, spares the selection
         # most candidates. A guess that turns out too high is dropped, so the result is exact.
         guess = self.memory.get("guess", 0.0)
-        candidates = kernels.encode_above(*inputs, threshold=guess)
+        candidates = candidates_above(guess)
         if guess > 0 and self.ranks.over_all(len(candidates.values)) < count:
-            candidates = kernels.encode_above(*inputs)
+            candidates = candidates_above(0.0)
         if len(candidates.values) > count:
             candidates = candidates.keep(_largest_mask(candidates.values, count))
         values, own = self.ranks.gather(candidates.values)
