@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from l0plane import device
+from l0plane.files import UserError
 
 # A machine with two GPUs, which are none; what the job chose is printed, then it waits.
 JOB = """
@@ -56,6 +57,26 @@ def test_jobs_take_different_gpus_and_give_them_back(start):
     assert start(LOCAL_RANK="1")[1] == []  # one of several ranks, which knows its own
     first.communicate("")
     assert start()[1] == ["0"]
+
+
+def test_the_processes_of_one_training_see_the_gpus_that_no_other_job_has(
+    start, tmp_path, monkeypatch
+):
+    start()  # has the first
+    uuid = f"{tmp_path.name}-{{}}".format
+    cuda = SimpleNamespace(
+        device_count=lambda: 3, get_device_properties=lambda i: SimpleNamespace(uuid=uuid(i))
+    )
+    monkeypatch.setattr(device.torch, "cuda", cuda)
+    monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device, "_claims", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device.claim_for_ranks(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == f"GPU-{uuid(1)},GPU-{uuid(2)}"
+    with pytest.raises(UserError, match="each needs a GPU, and PyTorch sees 3 here"):
+        device.claim_for_ranks(4)
+    for lock in device._claims:
+        lock.close()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from typing import Any, TextIO
 
 import torch
 
-#: The lock by which this process holds its GPU.
+from l0plane.files import UserError
+
+#: The locks by which this process holds its GPUs.
 _claims: list[TextIO] = []
 
 
@@ -21,25 +23,49 @@ def available_device() -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # The ranks of one training know theirs.
+    # Of the ranks of one training each knows its own of those that their job has claimed.
     if torch.cuda.device_count() > 1 and not _claims and "LOCAL_RANK" not in os.environ:
-        _claim()
+        for index in _claim(1):
+            torch.cuda.set_device(index)
     return torch.device("cuda")
 
 
-def _claim() -> None:
-    """Make a free GPU the current one. A claim is a lock on a file; it ends with the process."""
+def claim_for_ranks(count: int) -> None:
+    """Let the processes that this one starts see `count` GPUs only, free ones if there are.
+
+    Raises:
+        UserError: this process sees fewer.
+    """
+    seen = torch.cuda.device_count()
+    if seen < count:
+        raise UserError(
+            f"execution.processes: {count}; each needs a GPU, and PyTorch sees {seen} here"
+        )
+    free = _claim(count)
+    chosen = [*free, *(index for index in range(seen) if index not in free)][:count]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(f"GPU-{_uuid(index)}" for index in chosen)
+
+
+def _uuid(index: int) -> str:
+    return str(torch.cuda.get_device_properties(index).uuid)
+
+
+def _claim(count: int) -> list[int]:
+    """Claim free GPUs, `count` at most; which. A claim is a file lock, until the process ends."""
+    claimed: list[int] = []
     for index in range(torch.cuda.device_count()):
-        name = f"l0plane-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
-        lock = Path(tempfile.gettempdir(), name).open("w")  # noqa: SIM115  # until the process ends
+        if len(claimed) == count:
+            break
+        path = Path(tempfile.gettempdir(), f"l0plane-{os.getuid()}-{_uuid(index)}.lock")
+        lock = path.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             continue
         _claims.append(lock)
-        torch.cuda.set_device(index)
-        return
+        claimed.append(index)
+    return claimed
 
 
 def use_precision(settings: dict[str, Any]) -> None:

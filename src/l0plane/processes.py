@@ -42,11 +42,10 @@ def launch(processes: int, threads: int, *arguments: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        raise UserError(
-            f"execution.processes: {processes}; each needs a GPU, and PyTorch sees "
-            f"{torch.cuda.device_count()} here"
-        )
+    from l0plane.device import claim_for_ranks
+
+    if torch.cuda.is_available():
+        claim_for_ranks(processes)
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // processes))
