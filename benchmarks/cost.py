@@ -24,11 +24,9 @@ from typing import Any
 import yaml
 
 from l0plane import config as l0config
-from l0plane.penalty import TRIALS
+from l0plane.penalty import SEARCH, TRIALS
 
 REPOSITORY = Path(__file__).parents[1]
-#: Trainings that a search for lambda takes at most.
-SEARCH = 1 + TRIALS
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,8 +55,9 @@ def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list
             found["tuning"] += [one] * (each * candidates)
     if config["lambdas"] == l0config.MEASURE:
         penalised = [name for name in config["methods"] if l0config.penalised(methods[name])]
-        for n, _ in {(level.n, level.l0) for level in levels}:
-            found["search for lambda"] += [(tokens, n)] * (SEARCH * len(penalised))
+        for level in levels:
+            most = TRIALS if level.seed else SEARCH  # from what seed 0 found
+            found["search for lambda"] += [(tokens, level.n)] * (most * len(penalised))
     found["autoencoders"] = [(tokens, level.n) for level in levels for _ in config["methods"]]
     return found
 

@@ -475,7 +475,7 @@ def test_a_released_checkpoint(tmp_path, change, expected):
 )
 def test_a_table(tmp_path, change, expected):
     (tmp_path / "lambdas.csv").write_bytes(change)
-    for function in (tidy.read, lambda path: read_lambda(path, {}, {"tokens": 1}, 0.1)):
+    for function in (tidy.read, lambda path: read_lambda([path], {}, 0, {"tokens": 1}, 0.1)):
         assert expected[0] in said(function, tmp_path / "lambdas.csv")
 
 

@@ -18,7 +18,7 @@ from l0plane import tables
 from l0plane import tidy as columns
 from l0plane.claims import Tables, judge
 from l0plane.missing import missing
-from l0plane.penalty import TRIALS
+from l0plane.penalty import SEARCH, TRIALS
 from l0plane.training import train
 from l0plane.tuning import choose
 
@@ -137,14 +137,16 @@ def test_the_cost_is_that_of_every_training(cost):
     config, methods = cost.read(ROOT / "config/smoke.yaml")
     found = cost.trainings(config, methods)
     # relu, which is penalised, and topk, each with two rates; five penalties and two levels.
-    most = 1 + TRIALS
-    assert len(found["tuning"]) == most * 2 + 2
-    assert len(found["search for lambda"]) == most * 2 * 5
+    assert len(found["tuning"]) == SEARCH * 2 + 2
+    assert len(found["search for lambda"]) == SEARCH * 2 * 5
     assert found["autoencoders"] == [(16384, 128)] * 2 * len(methods)
     # 18 autoencoders of 16,384 tokens at one token n d a second, and so on.
     rows = cost.table(config, methods, d=10, speed=1.0, model_speed=2.0).splitlines()
     hours = 2 * len(methods) * 16384 * 128 * 10 / 3600
     assert f"{hours:,.1f}" in rows[-2]
+    config["sparsity_panel"]["replicated"], config["seeds"] = config["sparsity_panel"]["l0"], 2
+    searches = cost.trainings(config, methods)["search for lambda"]
+    assert len(searches) == (SEARCH + TRIALS) * 2 * 5  # a second seed starts from the first one's
 
 
 def test_each_method_that_stands_on_its_own_pays_for_one_pass_of_the_language_model(cost):

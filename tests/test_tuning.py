@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
+from l0plane import tuning
+from l0plane.penalty import PenaltyController
 from l0plane.tuning import (
     CLOSE,
     choose,
@@ -67,6 +69,31 @@ def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
     assert list(trials.columns) == ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
 
 
+def test_a_search_that_starts_from_the_right_lambda_ends_with_it():
+    first = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    start = first["lambda"][0]
+    again = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS, start=start)
+    assert list(again["lambda"]) == [start]
+    other = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS, 1, start)
+    assert other["lambda"].iloc[0] == pytest.approx(start, rel=0.5)
+    assert other["nmse"].iloc[0] != again["nmse"].iloc[0]
+
+
+def test_a_steered_training_that_lost_its_way_says_nothing_about_lambda(monkeypatch):
+    lost = pd.DataFrame({"lambda": [1e-3, 5.0, 5.0, 1e-6], "l0": [50.0, 9.0, 2.0, 2.0]})
+    tried = []
+
+    def trained(*arguments):
+        tried.append(arguments[-1].get("lambda"))
+        return None, lost, {}
+
+    monkeypatch.setattr(tuning, "train", trained)
+    reached = dict.fromkeys(tuning.TRIED[1:], 0.1) | {"l0": 5.0}
+    monkeypatch.setattr(tuning, "validate", lambda *_: reached)
+    search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    assert tried == [None, PenaltyController.START]
+
+
 def test_the_error_at_an_l0_lies_between_the_nearest_trials():
     trials = pd.DataFrame({"l0": [15.0, 17.0, 40.0], "nmse": [0.2, 0.18, 0.01]})
     assert 0.18 < error_at(trials, 16) < 0.2
@@ -77,7 +104,7 @@ def test_the_error_at_an_l0_lies_between_the_nearest_trials():
 
 
 LEVEL = {"method": "relu", "n": 8, "l0_target": 4, "corpus_sha256": "c", "model_sha256": "m"}
-ROW = {**LEVEL, "lambda": 0.5, "training_tokens": 100, "learning_rate": 1e-3}
+ROW = {**LEVEL, "seed": 0, "lambda": 0.5, "training_tokens": 100, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +113,16 @@ ROW = {**LEVEL, "lambda": 0.5, "training_tokens": 100, "learning_rate": 1e-3}
 )
 def test_a_lambda_is_taken_only_from_a_row_about_the_same_training(tmp_path, changed, found):
     pd.DataFrame([ROW | changed]).to_csv(tmp_path / "lambdas.csv", index=False)
-    assert read_lambda(tmp_path / "lambdas.csv", LEVEL, {"tokens": 100}, 1e-3) == found
-    assert read_lambda(tmp_path / "lambdas.csv", LEVEL, {"tokens": 100}, 2e-3) is None
+    assert read_lambda([tmp_path / "lambdas.csv"], LEVEL, 0, {"tokens": 100}, 1e-3) == found
+    assert read_lambda([tmp_path / "lambdas.csv"], LEVEL, 0, {"tokens": 100}, 2e-3) is None
+
+
+def test_each_seed_has_its_own_lambda_and_one_that_was_not_searched_for_the_first_ones(tmp_path):
+    paths = [tmp_path / f"{seed}.csv" for seed in (2, 0)]
+    for path, seed in zip(paths, (2, 0), strict=True):
+        pd.DataFrame([ROW | {"seed": seed, "lambda": 0.5 + seed}]).to_csv(path, index=False)
+    found = [read_lambda(paths, LEVEL, seed, {"tokens": 100}, 1e-3) for seed in (0, 1, 2)]
+    assert found == [0.5, 0.5, 2.5]
 
 
 def test_the_best_of_those_that_settled_is_chosen():

@@ -47,7 +47,7 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
         # A stream trains all levels in one job; what starts from another's result reads the disk.
         (
             ["--configfile", GPT2],
-            {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12, "search_lambda": 50},
+            {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12, "search_lambda": 60},
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 8}),
         (["tune"], {"choose_tuning": 1}),

@@ -12,9 +12,10 @@ import math
 #: Share of the training over which a constant lambda rises linearly from zero: at full strength
 #: from the first step, before the encoder has learned anything, it kills latents for good.
 WARM_UP = 0.1
-#: The search for the lambda that gives an L0 ends after a steered training and so many constant
-#: ones.
+#: The search for the lambda that gives an L0 ends after so many trainings with a constant one.
 TRIALS = 7
+#: Trainings that it takes at most, with the steered one that it starts from.
+SEARCH = 1 + TRIALS
 
 
 def warm_up(step: int, steps: int) -> float:

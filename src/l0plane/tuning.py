@@ -7,6 +7,7 @@ the papers. Which lambda that is has to be searched for, by training.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
-from l0plane.penalty import TRIALS
+from l0plane.penalty import TRIALS, PenaltyController
 from l0plane.training import train
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
@@ -76,11 +77,13 @@ def search_lambda(
     l0: float,
     settings: dict[str, Any],
     hyperparameters: dict[str, Any],
+    seed: int = 0,
+    start: float | None = None,
 ) -> pd.DataFrame:
     """Train a penalty method with one constant lambda after another until its L0 is `l0`.
 
-    The first lambda comes from a training with a steered one; the next ones from the secant
-    of log L0 over log lambda, inside the bracket once there is one.
+    The first lambda comes from a training with a steered one, if `start` does not give it; the
+    next ones from the secant of log L0 over log lambda, inside the bracket once there is one.
 
     Args:
         method: a key of `METHODS` whose loss has a penalty.
@@ -90,6 +93,8 @@ def search_lambda(
         l0: the L0 asked for.
         settings: the configuration's `training` section.
         hyperparameters: as for `train`, without `lambda`.
+        seed: of the trainings.
+        start: the first lambda, such as the one that was found for another seed.
 
     Returns:
         One row per training: `lambda` and what `validate` measures, the closest to `l0` first. The
@@ -98,17 +103,20 @@ def search_lambda(
     Raises:
         Failed: as `train` does, if not one training went through.
     """
-    _, log, _ = train(method, store, n, l0, 0, settings, hyperparameters)
-    late = log.iloc[len(log) // 2 :]
-    factor = math.exp(np.log(late["lambda"]).mean())
-    if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
-        # It overshot, killed latents and let go of lambda: a low lambda would not bring them back.
-        factor = log["lambda"].max()
+    factor = start
+    if factor is None:
+        _, log, _ = train(method, store, n, l0, seed, settings, hyperparameters)
+        late = log.iloc[len(log) // 2 :]
+        factor = math.exp(np.log(late["lambda"]).mean())
+        if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
+            # Its lambda overshot and killed latents. From below, the search comes to the least
+            # lambda that gives the L0: larger ones can give it too, with a larger error.
+            factor = PenaltyController.START
     trials: list[dict[str, float]] = []
     for _ in range(TRIALS):
         fixed = {**hyperparameters, "lambda": factor}
         try:
-            autoencoder, _, _ = train(method, store, n, l0, 0, settings, fixed)
+            autoencoder, _, _ = train(method, store, n, l0, seed, settings, fixed)
         except Failed:
             if not trials:
                 raise
@@ -171,13 +179,18 @@ def error_at(trials: pd.DataFrame, l0: float) -> float:
 
 
 def read_lambda(
-    path: str | Path, wanted: dict[str, Any], settings: dict[str, Any], rate: float
+    paths: Sequence[str | Path],
+    wanted: dict[str, Any],
+    seed: int,
+    settings: dict[str, Any],
+    rate: float,
 ) -> float | None:
-    """The lambda that an earlier search found for one level, from its table.
+    """The lambda that an earlier search found for one autoencoder, from its tables.
 
     Args:
-        path: of a lambdas.csv.
+        paths: of tables like lambdas.csv.
         wanted: method, n, l0_target, corpus_sha256 and model_sha256.
+        seed: of the training. Where it was not searched for, the lowest that was stands in.
         settings: the configuration's `training` section.
         rate: the learning rate.
 
@@ -185,12 +198,14 @@ def read_lambda(
         Nothing if no row is about this level, text, model and training: lambda would miss; nor if
         the search failed.
     """
-    table = tidy.read(path)
+    table = pd.concat(map(tidy.read, paths), ignore_index=True)
     wanted = {**wanted, "training_tokens": settings["tokens"]}
     rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
-    found = rows["lambda"].dropna()
-    return None if found.empty else float(found.iloc[0])
+    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)].dropna(subset="lambda")
+    found = rows.set_index("seed")["lambda"].sort_index()
+    if found.empty:
+        return None
+    return float(found[seed] if seed in found else found.iloc[0])
 
 
 # --- the best hyperparameters

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from l0plane import config as l0config
 from l0plane.files import UserError
 from l0plane.formats import local_files
-from l0plane.penalty import TRIALS
+from l0plane.penalty import SEARCH
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -66,8 +66,6 @@ wildcard_constraints:
 WIDTH = l0config.residual_width(config) or 4096
 # Of the text in memory, about: a web page of OpenWebText has 5 kB. The embedded text has 30 MB.
 TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
-# Trainings that a search for lambda takes at most.
-SEARCH = 1 + TRIALS
 # Processes that train one autoencoder, and how many of them hold all of it.
 PROCESSES = config["execution"]["processes"]
 COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
@@ -184,19 +182,31 @@ def training_params(method):
     }
 
 
+def searched_lambda(method):
+    """Where a search writes the constant lambda that it found."""
+    return f"{RESULTS}/lambdas/{method}/n{{n}}-l{{l0}}-s{{seed}}.csv"
+
+
 def lambda_table(method):
     """Where a method's constant lambda is read; nothing if it has none or steers it."""
     if not l0config.penalised(METHODS[method]) or config["lambdas"] == l0config.STEER:
         return []
-    own = f"{RESULTS}/lambdas/{method}/n{{n}}-l{{l0}}.csv"
-    return own if config["lambdas"] == l0config.MEASURE else config["lambdas"]
+    measured = config["lambdas"] == l0config.MEASURE
+    return searched_lambda(method) if measured else config["lambdas"]
 
 
 def lambda_tables(method):
     """Where the constant lambdas of all levels of a method are read."""
     table = lambda_table(method)
     levels = l0config.levels(config)
-    return sorted({table.format(n=level.n, l0=level.l0) for level in levels} if table else [])
+    return sorted({table.format(**vars(level)) for level in levels} if table else [])
+
+
+def seed_0_lambda(wildcards):
+    """Where the search for another seed's lambda starts from."""
+    if wildcards.seed == "0":
+        return []
+    return searched_lambda(wildcards.method).format(**{**wildcards, "seed": 0})
 
 
 def streamed_methods():
@@ -331,12 +341,11 @@ def tuning_candidates():
 
 def searched_lambdas():
     """The tables of every lambda that the run's levels ask for."""
-    levels = sorted({(level.n, level.l0) for level in l0config.levels(config)})
     return [
-        f"{RESULTS}/lambdas/{method}/n{n}-l{l0}.csv"
+        searched_lambda(method).format(**vars(level))
         for method in config["methods"]
         if l0config.penalised(METHODS[method])
-        for n, l0 in levels
+        for level in l0config.levels(config)
     ]
 
 

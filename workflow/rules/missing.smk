@@ -22,7 +22,7 @@ def asked():
             jobs = [*first]
             for each in filter(None, (METHODS[method].get("derived_from"), method)):
                 if lambda_table(each) and config["lambdas"] == l0config.MEASURE:
-                    searching = f"{LOGS}/lambdas/{each}/n{{n}}-l{{l0}}.log"
+                    searching = f"{LOGS}/lambdas/{each}/n{{n}}-l{{l0}}-s{{seed}}.log"
                     jobs.append(("search_lambda", lambda_table(each), searching))
                 together = each in streamed
                 name = f"stream_{each}" if together else f"train_{each}"

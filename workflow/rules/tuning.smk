@@ -53,12 +53,13 @@ rule search_lambda:
     input:
         train=rules.activations.output.train,
         validation=rules.activations.output.validation,
+        start=seed_0_lambda,
     output:
-        f"{RESULTS}/lambdas/{{method}}/n{{n}}-l{{l0}}.csv",
+        searched_lambda("{method}"),
     log:
-        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}.log",
+        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}-s{{seed}}.log",
     benchmark:
-        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}.tsv"
+        f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}-s{{seed}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -72,7 +73,7 @@ rule search_lambda:
             config, wildcards.method, METHODS[wildcards.method]
         ),
     message:
-        "Lambda: which one gives {wildcards.method} with {wildcards.n} latents L0 {wildcards.l0}"
+        "Lambda: which gives {wildcards.method} {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
     script:
         "../scripts/search_lambda.py"
 

@@ -1,7 +1,7 @@
 """The constant lambda that gives a penalty method the L0 asked for.
 
-Reads stored activations; trains with one lambda after another, measures L0 on the validation
-activations, and writes the closest. Seed 0 only: the other seeds use the same lambda. Where the
+Reads stored activations, and for the other seeds what seed 0 found, to start from; trains with one
+lambda after another, measures L0 on the validation activations, and writes the closest. Where the
 training fails the row is empty and says why; lambda is then steered.
 """
 
@@ -18,18 +18,24 @@ from l0plane.tuning import TRIED, search_lambda
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
     use_precision(params.settings)
-    n, l0 = int(snakemake.wildcards.n), int(snakemake.wildcards.l0)
+    n, l0, seed = (int(snakemake.wildcards[name]) for name in ("n", "l0", "seed"))
     hyperparameters = dict(params.hyperparameters)
     hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
     store = ActivationStore(snakemake.input.train, available_device())
     validation = ActivationStore(snakemake.input.validation, available_device())
+    start = None
+    if earlier := snakemake.input.get("start"):
+        found = tidy.read(earlier)["lambda"].dropna()
+        start = None if found.empty else float(found.iloc[0])
     failed = None
     try:
-        trials = search_lambda(method, store, validation, n, l0, params.settings, hyperparameters)
+        trials = search_lambda(
+            method, store, validation, n, l0, params.settings, hyperparameters, seed, start
+        )
     except Failed as error:
         print(error)
         failed, trials = str(error), pd.DataFrame(columns=TRIED)
-    keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": 0}
+    keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": seed}
     last = {
         "training_tokens": params.settings["tokens"],
         "learning_rate": hyperparameters["learning_rate"],

@@ -63,11 +63,8 @@ def trained(store, levels, checkpoint, ranks):
         if tables:
             subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
             level = {"method": params.method, "n": n, "l0_target": l0, **subject}
-            known = (
-                read_lambda(table, level, params.settings, hyperparameters["learning_rate"])
-                for table in tables
-            )
-            found = next((value for value in known if value is not None), None)
+            rate = hyperparameters["learning_rate"]
+            found = read_lambda(tables, level, seed, params.settings, rate)
             if found is None:
                 print(
                     f"no lambda is known for n={n} L0={l0}, this text, model and training in "
