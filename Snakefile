@@ -28,6 +28,7 @@ include: "workflow/rules/tuning.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/missing.smk"
+include: "workflow/rules/progress.smk"
 
 
 rule all:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from l0plane.autoencoder import Autoencoder, ReLU
+from l0plane.files import UserError
 from l0plane.methods import METHODS
 from l0plane.methods.base import geometric_median
 
@@ -191,6 +192,15 @@ def test_reconstructions_start_at_the_norm_of_the_data(name):
     cosine = torch.cosine_similarity(p["encoder"], p["decoder"])
     torch.testing.assert_close(cosine, torch.ones(1024))
     torch.testing.assert_close(p["decoder"].norm(dim=1), torch.ones(1024))
+
+
+def test_a_start_at_which_nothing_is_active_is_refused():
+    sample = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
+    values = {"bandwidth": 0.1, "threshold": 1e6}
+    with pytest.raises(UserError, match=r"^hyperparameters\.jumprelu\.threshold: 1000000\.0; exp"):
+        METHODS["jumprelu"](4, values).initialise(sample, N, torch.Generator())
+    with pytest.raises(UserError, match="no latent is active before the first step"):
+        METHODS["relu"](4, {}).initialise(torch.ones(50, D), N, torch.Generator())
 
 
 def test_geometric_median_has_zero_sum_of_unit_vectors():

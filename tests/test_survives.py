@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import runpy
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from test_training import SETTINGS, STORE
 
 from l0plane import tidy
 from l0plane.autoencoder import save_failed
-from l0plane.files import read_json, sha256, write_json
+from l0plane.files import UserError, read_json, sha256, write_json
 from l0plane.jobs import AGAIN, job, refusal
 from l0plane.missing import Asked, Job, note
 from l0plane.tokens import save_contexts
@@ -338,3 +339,36 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
         Path(name).touch()
     assert note(everything, "missing.csv") == ""
     assert not Path("missing.csv").exists()
+
+
+def test_the_reason_is_that_of_the_latest_failure(tmp_path, monkeypatch, snakemake):
+    """Logs of tries that went well, and whose files were lost since, say nothing about it."""
+    monkeypatch.chdir(tmp_path)
+
+    def reason():
+        note([asked(0)], "missing.csv")
+        return pd.read_csv("missing.csv")["reason"].item()
+
+    def log(name, rule, error=None):
+        snakemake.log, snakemake.rule, snakemake.output = [f"{name}.log"], rule, ["a", "b"]
+        with suppress(SystemExit), job(snakemake):
+            print(f"{rule}: step 1")
+            if error:
+                raise error
+
+    log("lambda", "search_lambda")
+    assert reason() == "not begun"
+    # It was done once, and fails when it is done again.
+    log("lambda", "search_lambda", UserError("no lambda"))
+    assert reason() == "search_lambda: no lambda"
+    Path("lambda.csv").touch()
+    log("s0", "train_relu")
+    assert reason() == "not begun"
+    log("s0", "train_relu", UserError("no activations"))
+    assert reason() == "train_relu: no activations"
+    # Of an earlier run both may be left.
+    Path("lambda.csv").unlink()
+    os.utime("lambda.log", (1, 1))
+    assert reason() == "train_relu: no activations"
+    os.utime("s0.log", (0, 0))
+    assert reason() == "search_lambda: no lambda"

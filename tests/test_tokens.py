@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from l0plane.files import UserError
 from l0plane.tokens import (
@@ -80,6 +81,28 @@ def test_contexts_survive_saving(tmp_path):
     loaded = load_contexts(tmp_path / "c.safetensors")
     assert loaded.dtype == np.int32
     np.testing.assert_array_equal(loaded, contexts)
+
+
+def test_damaged_contexts_are_named_wherever_they_are_damaged(tmp_path):
+    path = tmp_path / "contexts/test.safetensors"
+    save_contexts(path, np.arange(6, dtype=np.int32).reshape(2, 3))
+    whole = path.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(len(whole))]
+    short = [whole[:i] + whole[i + 1 :] for i in range(len(whole))]
+    for damaged in (*flipped, *short, whole[:-4], b""):
+        path.write_bytes(damaged)
+        said = rf"test\.safetensors: not .*to rebuild it: rm -r {path.parent}, then the same"
+        with pytest.raises(UserError, match=said):
+            load_contexts(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"test\.safetensors: no such file; to rebuild it"):
+        load_contexts(path)
+
+
+def test_contexts_of_somebody_else_have_no_hash(tmp_path):
+    contexts = np.arange(6, dtype=np.int32).reshape(2, 3)
+    save_file({"tokens": contexts}, tmp_path / "c.safetensors")
+    np.testing.assert_array_equal(load_contexts(tmp_path / "c.safetensors"), contexts)
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):

@@ -62,11 +62,23 @@ def test_a_measure_that_moved_is_named_with_its_row_and_by_how_much():
         ("corpus_sha256", "xy", "expected ab, found xy"),
         ("lambda", 0.01, "lambda moved in 1 of 3 rows"),  # was empty
         ("nmse", float("nan"), "expected 0.4, found nan"),
+        ("nmse", float("inf"), "expected 0.4, found inf"),
     ],
 )
 def test_counts_hashes_and_empty_cells_agree_exactly(column, value, said):
     (found,) = moved(**{column: value})
     assert said in found
+
+
+def test_infinities_agree_with_their_like_alone():
+    infinite = autoencoders().assign(nmse=[0.5, float("inf"), 0.6])
+    moved, shares = verify.compare("autoencoders", infinite, infinite)
+    assert not moved
+    assert (shares[["difference", "share"]] == 0).all(axis=None)
+    for other in (0.4, float("nan"), -float("inf")):
+        changed = infinite.assign(nmse=[0.5, other, 0.6])
+        (moved,) = verify.compare("autoencoders", infinite, changed)[0]
+        assert str(moved).endswith(f"expected inf, found {other}")
 
 
 def test_rows_and_columns_that_are_missing_or_new_are_named():
@@ -109,3 +121,15 @@ def test_the_command_commits_compares_and_says_what_moved(folders, capsys):
     said = capsys.readouterr().out
     assert "refinement.csv: nmse moved in 1 of 3 rows, most in method=relu" in said
     assert "1 column(s) moved" in said
+
+
+def test_a_number_that_became_an_empty_cell_is_not_the_same_to_the_last_bit(folders, capsys):
+    verify.main([*folders, "--update"])
+    one = autoencoders().assign(nmse=[0.5, float("nan"), 0.6])
+    tidy.write(one, f"{folders[0]}/refinement.csv")
+    capsys.readouterr()
+    assert verify.main(folders) == 1
+    said = capsys.readouterr().out
+    numbers = 5 * 3 * 3 + 2  # lambda, nmse and delta_ce, and the claims' empty part
+    assert f"{numbers} numbers in 7 tables, {1 - 1 / numbers:.1%} of them the same" in said
+    assert "the farthest is nmse in refinement.csv, beyond any tolerance" in said

@@ -18,6 +18,8 @@ from l0plane.files import UserError
 from l0plane.processes import launched, rank, tell
 
 AGAIN = "then give the same command again, which goes on from here"
+#: How the log's last entry begins where all went well.
+DONE = "done in "
 #: What the machine may refuse: error numbers, words of libraries that give none, what to do.
 _REFUSALS = [
     (
@@ -127,7 +129,7 @@ def job(snakemake: Any) -> Iterator[None]:
                     print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
         seconds = time.perf_counter() - started
-        note(f"done in {seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))
+        note(f"{DONE}{seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))
     finally:
         if log is not None:
             with suppress(OSError):

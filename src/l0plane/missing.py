@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from l0plane import tidy
+from l0plane.jobs import DONE
 
 
 class Job(NamedTuple):
@@ -30,14 +31,20 @@ class Asked(NamedTuple):
 
 
 def missing(asked: Sequence[Asked]) -> pd.DataFrame:
-    """The autoencoders that are not there or not measured: their keys, and the reason."""
+    """The autoencoders that are not there or not measured: their keys, and the reason.
+
+    Each try of a job begins its log anew. What stands there is the reason only if that try came to
+    nothing: where it went well and its files were lost since, the job has not begun again.
+    """
     rows = []
     for keys, jobs in asked:
         if all(Path(job.output).exists() for job in jobs[-2:]):
             continue
         undone = [job for job in jobs if not Path(job.output).exists()]
         begun = [job for job in undone if Path(job.log).exists()]
-        rows.append({**keys, "reason": _reason(begun[0]) if begun else "not begun"})
+        begun.sort(key=lambda job: Path(job.log).stat().st_mtime_ns, reverse=True)
+        reasons = filter(None, map(_reason, begun))
+        rows.append({**keys, "reason": next(reasons, "not begun")})
     return pd.DataFrame(rows, columns=[*tidy.KEYS, "reason"])
 
 
@@ -61,11 +68,14 @@ def note(asked: Sequence[Asked], path: str | Path) -> str:
     return f"{len(table)} of {len(asked)} autoencoders are missing ({place}):{reasons}"
 
 
-def _reason(job: Job) -> str:
-    """What a job that is not done said last; `jobs.job` ends the log of one that failed so."""
+def _reason(job: Job) -> str | None:
+    """What the job said last, if its last try failed; `jobs.job` ends the log of one that did."""
     lines = Path(job.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = lines[-1] if lines else ""
     if last.startswith(f"{job.rule}: "):
         return last
+    entries = [line for line in lines if not line.startswith("  ")]  # without the files it wrote
+    if entries and entries[-1].startswith(DONE):
+        return None
     said = f"; it last said: {last}" if last else ""
     return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"

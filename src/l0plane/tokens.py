@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from l0plane.files import UserError, replacing
+from l0plane.files import SEAL, Broken, UserError, rebuilt_by_the_run, replacing
 from l0plane.hub import how_to_bring
 
 if TYPE_CHECKING:
@@ -97,11 +99,36 @@ def encode_contexts(
 
 
 def save_contexts(path: str | Path, contexts: np.ndarray) -> None:
-    """Write contexts, int32 `[contexts, context]`, as safetensors."""
+    """Write contexts, int32 `[contexts, context]`, as safetensors with their own hash."""
+    contexts = np.ascontiguousarray(contexts)
     with replacing(path) as part:
-        save_file({"tokens": np.ascontiguousarray(contexts)}, part)
+        save_file({"tokens": contexts}, part, metadata={SEAL: _digest(contexts)})
 
 
 def load_contexts(path: str | Path) -> np.ndarray:
-    """Read contexts, int32 `[contexts, context]`."""
-    return load_file(path)["tokens"]
+    """Read contexts, int32 `[contexts, context]`.
+
+    A file without a hash was written by somebody else and is taken as it is.
+
+    Raises:
+        UserError: the file is missing, or not what was written.
+    """
+    path = Path(path)
+    with rebuilt_by_the_run(path.parent):
+        try:
+            with safe_open(path, "numpy") as file:
+                contexts, metadata = file.get_tensor("tokens"), file.metadata()
+        except FileNotFoundError:
+            raise Broken(f"{path}: no such file") from None
+        except (SafetensorError, OSError) as error:
+            raise Broken(f"{path}: not a whole safetensors file ({error})") from None
+        if metadata and metadata.get(SEAL) != _digest(contexts):
+            raise Broken(f"{path}: not the bytes that were written")
+    return contexts
+
+
+def _digest(contexts: np.ndarray) -> str:
+    """SHA-256 of type, shape and tokens."""
+    digest = hashlib.sha256(f"{contexts.dtype} {contexts.shape}".encode())
+    digest.update(contexts)
+    return digest.hexdigest()

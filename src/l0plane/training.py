@@ -301,7 +301,8 @@ def train(
     Arguments as for `Training`; `store` gives the sample, and the batches in the order of `seed`.
 
     Raises:
-        Failed: it could not go on; says at which step, and what to lower.
+        Failed: it could not go on, or ended with all latents dead; says at which step (of the
+            former), and what to lower.
     """
     sample = store.sample(INITIALISATION_ROWS)
     training = Training(name, sample, n, l0, seed, settings, hyperparameters, base)

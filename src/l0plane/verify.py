@@ -57,11 +57,12 @@ def compare(
     """Compare the rows of a table with the committed ones.
 
     Text, whole numbers and truth values have to be the same; fractional numbers agree within
-    RELATIVE or ABSOLUTE, and an empty cell only with an empty cell.
+    RELATIVE or ABSOLUTE, an empty cell only with an empty cell, an infinite one with its like.
 
     Returns:
         What moved, at most once a column; and of every fractional number the columns `column`,
-        `difference` and `share`, how much of its tolerance was used.
+        `difference` and `share`, how much of its tolerance was used; both infinite where one of
+        the two is empty or infinite and the other is not the same.
     """
     moved = [
         Moved(table, column, f"is {what}")
@@ -85,9 +86,10 @@ def compare(
         before, after = expected.loc[both, column], found.loc[both, column]
         if pd.api.types.is_float_dtype(before) and pd.api.types.is_numeric_dtype(after):
             allowed = np.maximum(RELATIVE * before.abs(), ABSOLUTE)
-            difference = (after - before).abs()
-            share = (difference / allowed).fillna(np.inf)
-            share[before.isna() & after.isna()] = 0.0
+            same = (before == after) | (before.isna() & after.isna())
+            # A number and nothing, or two infinities, are infinitely far apart if not the same.
+            difference = (after - before).abs().fillna(np.inf).mask(same, 0.0)
+            share = (difference / allowed).fillna(np.inf).mask(same, 0.0)
             used.append(pd.DataFrame({"column": column, "difference": difference, "share": share}))
             if (share > 1).any():
                 moved.append(Moved(table, column, _worst(before, after, share)))
@@ -113,7 +115,7 @@ def _worst(before: pd.Series, after: pd.Series, share: pd.Series) -> str:
     row = share.idxmax()
     old, new = before[row], after[row]
     change = ""
-    if isinstance(old, float) and pd.notna(old) and pd.notna(new):
+    if isinstance(old, float) and np.isfinite([old, new]).all():
         allowed = max(RELATIVE * abs(old), ABSOLUTE)
         change = f" ({new - old:+.2g}, allowed {allowed:.1g})"
         old, new = f"{old:.6g}", f"{new:.6g}"
@@ -150,12 +152,12 @@ def main(arguments: list[str] | None = None) -> int:
         used.append(shares.assign(table=name))
     numbers = pd.concat(used, ignore_index=True)
     print("\n".join(map(str, moved)), end="\n" if moved else "")
-    same = (numbers["difference"].fillna(0) == 0).mean()
+    same = (numbers["difference"] == 0).mean()
     worst = numbers.loc[numbers["share"].idxmax()]
+    reach = f"at {worst['share']:.0%} of its" if np.isfinite(worst["share"]) else "beyond any"
     print(
         f"{len(numbers)} numbers in {len(TABLES)} tables, {same:.1%} of them the same to the last "
-        f"bit; the farthest is {worst['column']} in {worst['table']}.csv, at {worst['share']:.0%} "
-        f"of its tolerance"
+        f"bit; the farthest is {worst['column']} in {worst['table']}.csv, {reach} tolerance"
     )
     print(f"{len(moved)} column(s) moved" if moved else "all agree with the committed ones")
     return 1 if moved else 0

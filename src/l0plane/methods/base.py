@@ -13,6 +13,7 @@ from torch import Tensor
 from l0plane.autoencoder import Autoencoder
 from l0plane.code import Code
 from l0plane.distributed import ALONE, Ranks
+from l0plane.files import UserError
 
 Parameters = dict[str, Tensor]
 
@@ -70,6 +71,9 @@ class Method(ABC):
         `pre_bias` is the sample's geometric median, the decoder's rows are random unit vectors,
         and the encoder has the same directions, scaled so that reconstructions start at the
         data's norm.
+
+        Raises:
+            UserError: there is nothing to scale, as no latent is active.
         """
         pre_bias = geometric_median(sample)
         # Drawn on the CPU, so that a seed means the same on every device.
@@ -81,6 +85,8 @@ class Method(ABC):
         with torch.no_grad():
             start = self.loss(parameters, self.ranks.rows(sample)).reconstruction - pre_bias
         norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))
+        if norm == 0:
+            raise UserError(self.silent_at_start())
         parameters["encoder"] *= (sample - pre_bias).norm() / norm
         return parameters
 
@@ -95,6 +101,10 @@ class Method(ABC):
     def extra_parameters(self, n: int) -> Parameters:
         """Initial values of the parameters that only this method has."""
         return {}
+
+    def silent_at_start(self) -> str:
+        """What to tell the person where no latent is active before the first step."""
+        return "no latent is active before the first step; do the activations differ at all?"
 
     @abstractmethod
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:

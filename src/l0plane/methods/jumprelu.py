@@ -72,6 +72,13 @@ class JumpReLUMethod(Method):
         start = math.log(self.hyperparameters["threshold"])
         return {"encoder_bias": torch.zeros(n), "log_threshold": torch.full((n,), start)}
 
+    def silent_at_start(self) -> str:
+        """The threshold is above all that an encoder with unit rows gives."""
+        return (
+            f"hyperparameters.jumprelu.threshold: {self.hyperparameters['threshold']}; expected so "
+            "little that some latent is active before the first step"
+        )
+
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error, and L0 as the penalty."""
         p, bandwidth = parameters, self.hyperparameters["bandwidth"]

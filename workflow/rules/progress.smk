@@ -1,0 +1,25 @@
+"""What is said of the time left while a run goes on, beside Snakemake's own count of steps.
+
+A handler of Snakemake's logger, and no plugin of it: nothing has to be installed, found or switched
+on before this file is read, and `--logger` stays free for a plugin of the user's.
+"""
+
+from functools import partial
+
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
+
+from l0plane.progress import Progress
+
+# Of rules that have several jobs or several like them: what the line calls these.
+KINDS = {
+    "search_lambda": "searches for lambda",
+    "tune_candidate": "tuning candidates",
+    **{f"train_{method}": "trainings" for method in METHODS},
+    **{f"stream_{method}": "streams" for method in METHODS},
+    **{f"evaluate_{method}": "evaluations" for method in SERIES},
+    **{f"draw_{figure}": "figures" for figure in FIGURE_TABLES},
+}
+
+# --quiet progress silences it too.
+logger.addHandler(Progress(KINDS, partial(logger.info, extra={"quietness": Quietness.PROGRESS})))
