@@ -200,7 +200,7 @@ def test_a_start_at_which_nothing_is_active_is_refused():
     with pytest.raises(UserError, match=r"^hyperparameters\.jumprelu\.threshold: 1000000\.0; exp"):
         METHODS["jumprelu"](4, values).initialise(sample, N, torch.Generator())
     with pytest.raises(UserError, match="no latent is active before the first step"):
-        METHODS["relu"](4, {}).initialise(torch.ones(50, D), N, torch.Generator())
+        METHODS["relu"](4, {}).initialise(torch.zeros(50, D), N, torch.Generator())
 
 
 def test_geometric_median_has_zero_sum_of_unit_vectors():

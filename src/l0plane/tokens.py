@@ -130,5 +130,5 @@ def load_contexts(path: str | Path) -> np.ndarray:
 def _digest(contexts: np.ndarray) -> str:
     """SHA-256 of type, shape and tokens."""
     digest = hashlib.sha256(f"{contexts.dtype} {contexts.shape}".encode())
-    digest.update(contexts)
+    digest.update(contexts.data)
     return digest.hexdigest()
