@@ -39,12 +39,12 @@ def test_the_reference_is_about_the_embedded_text(table):
 
 
 @pytest.mark.parametrize("method", PENALISED)
-def test_every_level_of_the_default_run_has_its_lambda(method):
-    rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target"])
+def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
+    rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target", "seed"])
     reference_n = DEFAULT["sparsity_panel"]["n"]
     rate = METHODS[method]["hyperparameters"]["learning_rate"]
     for level in config.levels(DEFAULT):
-        row = rows.loc[level.n, level.l0]
+        row = rows.loc[level.n, level.l0, level.seed]
         assert row["training_tokens"] == DEFAULT["training"]["tokens"]
         assert row["learning_rate"] == pytest.approx(rate * math.sqrt(reference_n / level.n))
 
