@@ -25,7 +25,7 @@ help: ## say what the targets do (the default)
 reproduce: $(INSTALLED) ## install into .venv, then make every table, figure and claim
 	$(SNAKEMAKE)
 
-reference: $(INSTALLED) ## make anew what is committed as the reference: the default with three seeds (an hour)
+reference: $(INSTALLED) ## make anew what is committed as the reference: the default with three seeds (two hours)
 	$(SNAKEMAKE) --configfile config/three_seeds.yaml
 	mkdir -p results/reference figures/reference
 	find results/three_seeds -maxdepth 1 -name '*.csv' ! -name training.csv -exec cp {} results/reference/ \;
