@@ -118,11 +118,12 @@ def test_a_lambda_is_taken_only_from_a_row_about_the_same_training(tmp_path, cha
 
 
 def test_each_seed_has_its_own_lambda_and_one_that_was_not_searched_for_the_first_ones(tmp_path):
-    paths = [tmp_path / f"{seed}.csv" for seed in (2, 0)]
-    for path, seed in zip(paths, (2, 0), strict=True):
-        pd.DataFrame([ROW | {"seed": seed, "lambda": 0.5 + seed}]).to_csv(path, index=False)
-    found = [read_lambda(paths, LEVEL, seed, {"tokens": 100}, 1e-3) for seed in (0, 1, 2)]
-    assert found == [0.5, 0.5, 2.5]
+    paths = [tmp_path / f"{seed}.csv" for seed in (2, 0, 3)]
+    rows = [ROW | {"seed": 2, "lambda": 2.5}, ROW, ROW | {"seed": 3, "lambda": None}]
+    for path, row in zip(paths, rows, strict=True):
+        pd.DataFrame([row]).to_csv(path, index=False)
+    found = [read_lambda(paths, LEVEL, seed, {"tokens": 100}, 1e-3) for seed in range(4)]
+    assert found == [0.5, 0.5, 2.5, None]  # the search for seed 3 failed
 
 
 def test_the_best_of_those_that_settled_is_chosen():

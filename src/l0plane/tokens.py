@@ -108,7 +108,7 @@ def save_contexts(path: str | Path, contexts: np.ndarray) -> None:
 def load_contexts(path: str | Path) -> np.ndarray:
     """Read contexts, int32 `[contexts, context]`.
 
-    A file without a hash was written by somebody else and is taken as it is.
+    A file without metadata was written by somebody else and is taken as it is.
 
     Raises:
         UserError: the file is missing, or not what was written.

@@ -363,27 +363,12 @@ class _Trainer:
         x = ranks.rows(x)
         pieces = [x] if self.method.auxk else x.tensor_split(self.method.pieces(tokens, n))
         scale = 1 / (tokens * self.variance)
-        objective = penalty = squared = 0.0
-        active = 0
         gradients: Parameters = {}
         self.silent_tokens += tokens
-        for rows in pieces:
-            loss = self.method.loss(self.parameters, rows)
-            total = scale * loss.objective
-            error = (rows - loss.reconstruction).detach()
-            squared += _squared_norm(error)
-            active += len(loss.code.indices)
-            dead = self._dead_latents(loss.code.indices)
-            if self.method.auxk and ranks.over_latents(len(dead)):
-                missed = self._auxk(x, error, ranks.over_rows(squared), dead)
-                total = total + self.settings["aux_weight"] * missed
-            objective += total.item()
-            if loss.penalty is not None:
-                self.penalised = True
-                weighted = penalty_factor / tokens * loss.penalty
-                total = total + weighted
-                penalty += weighted.item()
-            self._add_gradients(total, gradients)
+        parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
+        objective, penalty, squared, active, dead = map(sum, zip(*parts, strict=True))
+        if not self.method.auxk:
+            dead = len(self._dead_latents())
         reported = ranks.over_rows(objective)
         if self.penalised:
             reported += ranks.over_all(penalty)
@@ -399,14 +384,40 @@ class _Trainer:
             "gradient_norm": norm,
             "nmse": scale * ranks.over_rows(squared),
             "l0": ranks.over_all(active) / tokens,
-            "dead_fraction": ranks.over_latents(len(dead)) / ranks.over_latents(n),
+            "dead_fraction": ranks.over_latents(dead) / ranks.over_latents(n),
         }
 
-    def _add_gradients(self, total: Tensor, gradients: Parameters) -> None:
-        """Add those of one piece's loss to those of the pieces before."""
+    def _piece(
+        self, rows: Tensor, scale: float, penalty_scale: float, gradients: Parameters
+    ) -> tuple[float, float, float, int, int]:
+        """Add to `gradients` those of the loss on some rows; nothing else of them is kept.
+
+        Returns:
+            The objective (with AuxK) and the penalty, both scaled; the squared error; how many
+            triples are active; how many latents are dead, for AuxK.
+        """
+        loss = self.method.loss(self.parameters, rows)
+        total = scale * loss.objective
+        error = (rows - loss.reconstruction).detach()
+        squared = _squared_norm(error)
+        self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
+        dead = 0
+        if self.method.auxk:
+            silent = self._dead_latents()
+            dead = len(silent)
+            if self.method.ranks.over_latents(dead):
+                missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), silent)
+                total = total + self.settings["aux_weight"] * missed
+        objective, penalty = total.item(), 0.0
+        if loss.penalty is not None:
+            self.penalised = True
+            weighted = penalty_scale * loss.penalty
+            total = total + weighted
+            penalty = weighted.item()
         found = torch.autograd.grad(total, list(self.parameters.values()))
         for key, gradient in zip(self.parameters, found, strict=True):
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
+        return objective, penalty, squared, len(loss.code.indices), dead
 
     def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
         self.steps += 1
@@ -426,12 +437,8 @@ class _Trainer:
                 unit_rows=key == "decoder",
             )
 
-    def _dead_latents(self, active: Tensor) -> Tensor:
-        """int64 indices of the latents that have been silent for `dead_after_tokens`.
-
-        `active` are those that were active in the rows that `silent_tokens` has just counted.
-        """
-        self.silent_tokens.index_fill_(0, active.long(), 0)
+    def _dead_latents(self) -> Tensor:
+        """int64 indices of the latents that have been silent for `dead_after_tokens`."""
         self.method.ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
 

@@ -201,11 +201,10 @@ def read_lambda(
     table = pd.concat(map(tidy.read, paths), ignore_index=True)
     wanted = {**wanted, "training_tokens": settings["tokens"]}
     rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)].dropna(subset="lambda")
-    found = rows.set_index("seed")["lambda"].sort_index()
-    if found.empty:
-        return None
-    return float(found[seed] if seed in found else found.iloc[0])
+    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
+    found = rows.drop_duplicates("seed").set_index("seed")["lambda"].sort_index()
+    value = found[seed] if seed in found else next(iter(found.dropna()), math.nan)
+    return None if math.isnan(value) else float(value)
 
 
 # --- the best hyperparameters

@@ -23,7 +23,11 @@ def asked():
             for each in filter(None, (METHODS[method].get("derived_from"), method)):
                 if lambda_table(each) and config["lambdas"] == l0config.MEASURE:
                     searching = f"{LOGS}/lambdas/{each}/n{{n}}-l{{l0}}-s{{seed}}.log"
-                    jobs.append(("search_lambda", lambda_table(each), searching))
+                    # Another seed's search starts from what that for seed 0 found.
+                    for seed in sorted({0, level.seed}):
+                        place = (lambda_table(each), searching)
+                        place = (part.replace("{seed}", str(seed)) for part in place)
+                        jobs.append(("search_lambda", *place))
                 together = each in streamed
                 name = f"stream_{each}" if together else f"train_{each}"
                 said = f"{LOGS}/autoencoders/{each}/stream.log"

@@ -18,7 +18,7 @@ from l0plane.files import UserError
 Parameters = dict[str, Tensor]
 
 #: Pre-activations that a step has in hand at most. At the start of a training half of them are
-#: active, with 30 bytes each: a large batch of a large autoencoder would fill any memory.
+#: active, with up to 44 bytes each: a large batch of a large autoencoder would fill any memory.
 PIECE = 1 << 29
 
 

@@ -42,13 +42,14 @@ class BatchTopKMethod(Method):
         count = round(self.l0 * batch)
 
         def candidates_above(threshold: float) -> Code:
-            pieces = []
+            found: list[Code] = []
             for rows in x.tensor_split(self.pieces(int(batch), len(encoder))):
-                code = kernels.encode_above(rows, pre_bias, encoder, threshold=threshold)
+                found.append(kernels.encode_above(rows, pre_bias, encoder, threshold=threshold))
+                code = Code.stacked(found)
                 if len(code.values) > count:
                     code = code.keep(_largest_mask(code.values, count))
-                pieces.append(code)
-            return Code.stacked(pieces)
+                found = [code]
+            return code
 
         # A lower bound of this batch's threshold, guessed from the last one, spares the selection
         # most candidates. A guess that turns out too high is dropped, so the result is exact.
@@ -56,8 +57,6 @@ class BatchTopKMethod(Method):
         candidates = candidates_above(guess)
         if guess > 0 and self.ranks.over_all(len(candidates.values)) < count:
             candidates = candidates_above(0.0)
-        if len(candidates.values) > count:
-            candidates = candidates.keep(_largest_mask(candidates.values, count))
         values, own = self.ranks.gather(candidates.values)
         if len(values) > count:
             chosen = _largest_mask(values, count)
