@@ -141,3 +141,9 @@ def test_clean_keeps_what_is_committed(tmp_path):
     assert make(tmp_path, "clean").returncode == 0
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
     assert left == ["figures/reference", "results/reference"]
+
+
+def test_the_container_starts_a_snakefile_of_the_repository():
+    root = Path(__file__).parents[1]
+    (named,) = re.findall(r'"/opt/l0plane/(\S+)"\]', (root / "Containerfile").read_text())
+    assert (root / named).is_file()
