@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from l0plane import config as l0config
+from l0plane import memory
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
@@ -80,8 +81,7 @@ def minutes(products):
 def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1, processes=1):
     """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
 
-    Weights, gradients, Adam's two moments and the average are 40 n d bytes; a code of which half is
-    active, as at the start of a training with a penalty, is 4 n bytes a row; two shards are mapped
+    Weights, gradients, Adam's two moments and the average are 40 n d bytes; two shards are mapped
     at once. A step costs less than three products of the encoder (docs/performance.md).
     """
     shards = 8 * WIDTH * config["activations"]["shard_tokens"]
@@ -90,10 +90,15 @@ def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1,
         return int(n or wildcards.n)
 
     copies = COPIES if processes > 1 else 1
-    row = 40 * WIDTH * copies + 4 * config["training"]["batch_tokens"]
     products = 3 * trainings * tokens * WIDTH
+
+    def megabytes(wildcards):
+        weights = 40 * WIDTH * copies * latents(wildcards)
+        step = memory.of_pre_activations(config["training"]["batch_tokens"], latents(wildcards))
+        return 3000 * processes + (weights + step + shards) // 10**6
+
     return {
-        "mem_mb": lambda wildcards: 3000 * processes + (latents(wildcards) * row + shards) // 10**6,
+        "mem_mb": megabytes,
         "runtime": lambda wildcards: minutes(products * latents(wildcards)),
         "gpu": config["gpus"] * processes,
     }

@@ -14,12 +14,9 @@ from l0plane.autoencoder import Autoencoder
 from l0plane.code import Code
 from l0plane.distributed import ALONE, Ranks
 from l0plane.files import UserError
+from l0plane.memory import PIECE
 
 Parameters = dict[str, Tensor]
-
-#: Pre-activations that a step has in hand at most. At the start of a training half of them are
-#: active, with up to 44 bytes each: a large batch of a large autoencoder would fill any memory.
-PIECE = 1 << 29
 
 
 class Loss(NamedTuple):

@@ -1,0 +1,12 @@
+"""What a training step holds at a time; no PyTorch, so that the workflow can ask for the memory."""
+
+#: Pre-activations that a step has in hand at most. At the start of a training half of them are
+#: active: a large batch of a large autoencoder would fill any memory.
+PIECE = 1 << 29
+#: Bytes of all arrays that have a number for each active latent of each row (docs/scaling.md).
+ACTIVE = 44
+
+
+def of_pre_activations(batch_tokens: int, n: int) -> int:
+    """Bytes of a step at the start of a training with a penalty, beside parameters and batch."""
+    return ACTIVE * min(batch_tokens * n, PIECE) // 2
