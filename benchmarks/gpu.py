@@ -81,13 +81,13 @@ def product(precision: str) -> float:
 def l0plane(precision: str) -> float:
     """A training step of this project."""
     from l0plane.methods import METHODS
-    from l0plane.training import _Trainer
+    from l0plane.trainer import Trainer
 
     torch.set_float32_matmul_precision(precision)
     x = activations()
     method = METHODS["topk"](K, {})
     parameters = method.initialise(x[:8192], N, torch.Generator().manual_seed(0))
-    trainer = _Trainer(method, parameters, 1.0, {"clip_norm": 1.0, "ema": 0.999, **AUXK})
+    trainer = Trainer(method, parameters, 1.0, {"clip_norm": 1.0, "ema": 0.999, **AUXK})
     return milliseconds(lambda: trainer.step(x, 1e-4, 0.0))
 
 

@@ -25,7 +25,7 @@ import torch
 from l0plane.distributed import joined
 from l0plane.methods import METHODS
 from l0plane.processes import launch, launched
-from l0plane.training import _Trainer
+from l0plane.trainer import Trainer
 
 SETTINGS = {
     "clip_norm": 1.0,
@@ -47,7 +47,7 @@ def measure(sizes: argparse.Namespace) -> None:
         method = METHODS["topk"](sizes.k, {})
         method.ranks = ranks
         parameters = method.initialise(x[:4096], sizes.n, generator)
-        trainer = _Trainer(method, parameters, 1.0, SETTINGS)
+        trainer = Trainer(method, parameters, 1.0, SETTINGS)
         taken: list[tuple[float, float]] = []
         for _ in range(WARM_UP + STEPS):
             started = time.perf_counter(), time.process_time()

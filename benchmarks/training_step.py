@@ -55,7 +55,7 @@ from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.files import sha256, write_json
 from l0plane.methods import METHODS
-from l0plane.training import _Trainer
+from l0plane.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 BATCHES = 16
@@ -94,7 +94,7 @@ def memory_cases() -> list[Case]:
 # --- our step
 
 
-def settled(case: Case, sample: Tensor) -> _Trainer:
+def settled(case: Case, sample: Tensor) -> Trainer:
     """A trainer whose parameters give the L0 asked for."""
     generator = torch.Generator().manual_seed(1)
     method = METHODS[case.method](case.k, HYPERPARAMETERS)
@@ -108,7 +108,7 @@ def settled(case: Case, sample: Tensor) -> _Trainer:
     elif not method.auxk:
         p["gate_bias" if case.method == "gated" else "encoder_bias"] -= threshold
     variance = (sample - sample.mean(0)).square().sum(1).mean().item()
-    trainer = _Trainer(method, p, variance, {**SETTINGS, "aux_k": case.d // 2})
+    trainer = Trainer(method, p, variance, {**SETTINGS, "aux_k": case.d // 2})
     trainer.silent_tokens = torch.zeros(case.n, dtype=torch.int64)
     trainer.silent_tokens[: case.dead] = SETTINGS["dead_after_tokens"]
     return trainer
@@ -180,7 +180,7 @@ def peak_memory(case: Case) -> dict[str, object]:
     }
 
 
-def one_step(case: Case) -> _Trainer:
+def one_step(case: Case) -> Trainer:
     """Two steps; only their own memory counts, not that of finding the parameters."""
     x = activations(case.rows, case.d)
     trainer = settled(case, x[:256])

@@ -10,11 +10,11 @@ from l0plane.autoencoder import Failed
 from l0plane.checkpoint import Checkpoint
 from l0plane.methods import METHODS
 from l0plane.penalty import PenaltyController
+from l0plane.trainer import Trainer
 from l0plane.training import (
     ALL_DEAD,
     Training,
     _schedule,
-    _Trainer,
     train,
     train_together,
 )
@@ -175,7 +175,7 @@ def test_latents_that_all_die_are_told():
 def trainer(name="topk", **changes):
     method = METHODS[name](3, HYPERPARAMETERS)
     parameters = method.initialise(STORE.sample(512), N, torch.Generator().manual_seed(0))
-    return _Trainer(method, parameters, 1.0, SETTINGS | changes)
+    return Trainer(method, parameters, 1.0, SETTINGS | changes)
 
 
 def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():

@@ -1,0 +1,147 @@
+"""One training step: loss, gradients, clipping, Adam, dead latents.
+
+Gao et al. 2024, Appendix A.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l0plane import kernels
+from l0plane.distributed import REPLICATED
+from l0plane.kernels import AdamState
+from l0plane.methods import Method, Parameters
+
+#: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
+#: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
+EXPLODED = 1e6
+
+
+class Trainer:
+    """Parameters, optimiser state and dead-latent accounting of one run."""
+
+    def __init__(
+        self, method: Method, parameters: Parameters, variance: float, settings: dict[str, Any]
+    ):
+        self.method = method
+        self.parameters = {k: p.detach().requires_grad_() for k, p in parameters.items()}
+        self.states = {
+            key: AdamState(torch.zeros_like(p), torch.zeros_like(p), p.detach().clone())
+            for key, p in self.parameters.items()
+        }
+        self.variance = variance
+        self.settings = settings
+        self.penalised = False
+        self.steps = 0
+        latents = next(p for key, p in parameters.items() if key != REPLICATED)
+        self.silent_tokens = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+
+    def step(
+        self, x: Tensor, learning_rate: float, penalty_factor: float
+    ) -> dict[str, float] | None:
+        """One optimiser step on a batch `x [rows, d]`; facts of it for the log.
+
+        None, and no step, where the loss or the norm of its gradient has exploded.
+        """
+        ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
+        x = ranks.rows(x)
+        pieces = [x] if self.method.auxk else x.tensor_split(self.method.pieces(tokens, n))
+        scale = 1 / (tokens * self.variance)
+        gradients: Parameters = {}
+        self.silent_tokens += tokens
+        parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
+        objective, penalty, squared, active, dead = map(sum, zip(*parts, strict=True))
+        if not self.method.auxk:
+            dead = len(self._dead_latents())
+        reported = ranks.over_rows(objective)
+        if self.penalised:
+            reported += ranks.over_all(penalty)
+        ranks.sum_gradients(gradients)
+        squares = {key: _squared_norm(gradient) for key, gradient in gradients.items()}
+        replicated = squares.pop(REPLICATED, 0.0)
+        norm = math.sqrt(replicated + ranks.over_latents(sum(squares.values())))
+        if not (abs(reported) < EXPLODED and norm < EXPLODED):
+            return None
+        self._update(gradients, norm, learning_rate)
+        return {
+            "loss": reported,
+            "gradient_norm": norm,
+            "nmse": scale * ranks.over_rows(squared),
+            "l0": ranks.over_all(active) / tokens,
+            "dead_fraction": ranks.over_latents(dead) / ranks.over_latents(n),
+        }
+
+    def _piece(
+        self, rows: Tensor, scale: float, penalty_scale: float, gradients: Parameters
+    ) -> tuple[float, float, float, int, int]:
+        """Add to `gradients` those of the loss on some rows; nothing else of them is kept.
+
+        Returns:
+            The objective (with AuxK) and the penalty, both scaled; the squared error; how many
+            triples are active; how many latents are dead, for AuxK.
+        """
+        loss = self.method.loss(self.parameters, rows)
+        total = scale * loss.objective
+        error = (rows - loss.reconstruction).detach()
+        squared = _squared_norm(error)
+        self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
+        dead = 0
+        if self.method.auxk:
+            silent = self._dead_latents()
+            dead = len(silent)
+            if self.method.ranks.over_latents(dead):
+                missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), silent)
+                total = total + self.settings["aux_weight"] * missed
+        objective, penalty = total.item(), 0.0
+        if loss.penalty is not None:
+            self.penalised = True
+            weighted = penalty_scale * loss.penalty
+            total = total + weighted
+            penalty = weighted.item()
+        found = torch.autograd.grad(total, list(self.parameters.values()))
+        for key, gradient in zip(self.parameters, found, strict=True):
+            gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
+        return objective, penalty, squared, len(loss.code.indices), dead
+
+    def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
+        self.steps += 1
+        clip = self.settings["clip_norm"]
+        # The average follows quickly at first, so that it does not remember the initial weights.
+        decay = min(self.settings["ema"], (1 + self.steps) / (10 + self.steps))
+        for key, parameter in self.parameters.items():
+            state = self.states[key]
+            state.step = self.steps
+            kernels.adam(
+                parameter.detach(),
+                gradients[key],
+                state,
+                learning_rate,
+                min(1.0, clip / norm) if norm > 0 else 1.0,
+                decay,
+                unit_rows=key == "decoder",
+            )
+
+    def _dead_latents(self) -> Tensor:
+        """int64 indices of the latents that have been silent for `dead_after_tokens`."""
+        self.method.ranks.shortest(self.silent_tokens)
+        return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
+
+    def _auxk(self, x: Tensor, error: Tensor, squared: float, dead: Tensor) -> Tensor:
+        """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2).
+
+        `squared` is the denominator, of the whole batch.
+        """
+        p, ranks = self.parameters, self.method.ranks
+        encoder, decoder = p["encoder"][dead], p["decoder"][dead]
+        code = ranks.encode_top_k(x, p["pre_bias"].detach(), encoder, self.settings["aux_k"])
+        missed = (error - ranks.decode(code, decoder)).square().sum()
+        return (missed / squared).nan_to_num()
+
+
+def _squared_norm(x: Tensor) -> float:
+    """A dot product: one pass over memory, twice as fast as `x.norm()`."""
+    return x.flatten().dot(x.flatten()).item()
