@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from l0plane import kernels
 from l0plane.code import Code
-from l0plane.kernels import AdamState, cpu, reference
+from l0plane.kernels import AdamState, arrays, cpu, reference
 
 BACKENDS = [reference, cpu]
 RTOL, ATOL = 1e-4, 1e-5
@@ -181,7 +181,7 @@ def test_several_tiles_give_what_one_gives(monkeypatch):
     x, encoder, bias = problem(40, 50, 8, seed=1)
     decoder, code = torch.randn(50, 8), random_code(40, 50, 1)
     assert len(code.indices) > cpu.DENSE_SHARE * 40 * 50  # dense products go through tiles, too
-    monkeypatch.setattr(cpu, "TILE_ROWS", 16)
+    monkeypatch.setattr(arrays, "TILE_ROWS", 16)
     close = {"rtol": RTOL, "atol": 1e-4}
     above = [b.select_above(x, encoder, bias, 0.5) for b in BACKENDS]
     top = [b.select_top_k(x, encoder, bias, 5) for b in BACKENDS]

@@ -245,7 +245,7 @@ class ActivationStore:
                     shard = self._shard(index)
                     places = torch.from_numpy(rows[skip:]).to(self.device)
                     for start in range(0, len(places), size):
-                        yield shard[places[start : start + size]]
+                        yield shard.index_select(0, places[start : start + size])
                 skip = max(0, skip - len(rows))
 
     def _shard(self, index: int) -> Tensor:

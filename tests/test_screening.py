@@ -1,0 +1,162 @@
+"""A product of rounded factors rules latents out, never one that belongs to the result."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernel_laws import triples, whole
+
+from l0plane.kernels import cpu, selection
+
+pytestmark = pytest.mark.skipif(not selection.SCREENS, reason="needs a CPU with bfloat16 products")
+ROWS, N, D, K = 40, 700, 64, 12
+
+
+def problem(seed, n=N, d=D):
+    """Activations and encoder rows of very different norms."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(ROWS, d, generator=generator)
+    encoder = torch.randn(n, d, generator=generator)
+    return x * torch.logspace(-3, 4, ROWS)[:, None], encoder * torch.logspace(-1, 1, n)[:, None]
+
+
+def whole_product(monkeypatch, select, *inputs):
+    """What is selected without a screening."""
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "SCREENS", False)
+        return select(*inputs)
+
+
+@pytest.fixture
+def screenings(monkeypatch):
+    """How many tiles were screened to the end."""
+    done = []
+    exact = selection._exact
+    monkeypatch.setattr(selection, "_exact", lambda *a: (done.append(1), exact(*a)))
+    return done
+
+
+def kinds(seed, d):
+    """Rows that rounding moves in different ways."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(8, d, generator=generator)
+    # Just below the middle between two bfloat16 numbers, all to the same side.
+    one_sided = torch.full((1, d), 1 + 2.0**-8 - 2.0**-20)
+    alternating = one_sided * torch.tensor([1.0, -1.0]).repeat(d)[:d]
+    heavy = normal[:2] ** 5
+    tiny = torch.cat([normal[:1] * 1e-20, normal[1:2] * 1e-38])
+    return torch.cat([normal, one_sided, alternating, heavy, tiny, torch.zeros(1, d)])
+
+
+@pytest.mark.parametrize("d", [1, 2, 33, 768, 4096])
+def test_no_pre_activation_is_farther_off_than_its_margin(d):
+    x, encoder = kinds(1, d), kinds(2, d)
+    n, none = len(encoder), np.zeros(len(encoder), np.float32)
+    screen = selection._Screen.of(x, encoder, none, none)
+    ((part, tile),) = selection.tiles(len(x), n)
+    bits, margin = screen.product(part, tile)
+    exact = x.double().numpy() @ encoder.double().numpy().T
+    for row in range(len(x)):
+        seen = np.empty(n, np.float32)
+        off = selection._widen(bits[row], margin[row], seen)
+        assert (np.abs(seen - exact[row]) <= off).all()
+        # The margin is of use: a fraction of what the row could have at most.
+        most = np.linalg.norm(x[row].double()) * encoder.double().norm(dim=1).max()
+        assert off < 0.02 * most + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_values_that_bfloat16_cannot_tell_apart_are_told_apart(seed, screenings):
+    x, encoder = problem(seed)
+    # Of sixty latents all have the same rounded pre-activation, and the largest.
+    close = encoder.abs()[:1] + 1e-4 * encoder[:60].abs().sort(0).values / encoder[:60].norm()
+    encoder[300:360] = 20 * close[torch.randperm(60, generator=torch.Generator().manual_seed(seed))]
+    x = x.abs()
+    code = cpu.select_top_k(x, encoder, None, K)
+    assert screenings
+    a = x.double() @ encoder.double().T
+    top = a.topk(K + 1)
+    for row in range(ROWS):
+        found = code.indices[code.rows == row].tolist()
+        if top.values[row, K - 1] > top.values[row, K] * (1 + 1e-6):
+            assert set(found) == set(top.indices[row, :K].tolist())
+    got = torch.gather(a, 1, code.indices.view(ROWS, K).long())
+    torch.testing.assert_close(code.values.view(ROWS, K).double(), got, rtol=1e-5, atol=0)
+
+
+def test_the_largest_is_found_where_rounding_is_as_unkind_as_it_can_be(screenings):
+    # Rounding takes 2^-8 from each entry of one latent, which is the largest and looks like 1.0
+    # instead of 1.25; it adds as much to K others, which are at 1.246 and look like 1.49.
+    x = torch.ones(3, 65)
+    low, high = torch.full((65,), 1 + 2.0**-8), torch.full((65,), 1 + 2.0**-8 + 2.0**-20)
+    high[0] = 1.0
+    low[-1] = high[-1] = -63.0
+    encoder = torch.zeros(N, 65)
+    encoder[100 : 100 + K] = high
+    encoder[200:205] = high  # looks only a little smaller, so that the bound is near 1.49
+    encoder[200:205, 1] = 1 - 2.0**-7
+    encoder[400] = low
+    code = cpu.select_top_k(x, encoder, None, K)
+    assert screenings
+    assert sorted(code.indices[:K].tolist()) == [*range(100, 100 + K - 1), 400]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_k_largest_are_those_of_the_whole_product(seed, with_bias, monkeypatch, screenings):
+    x, encoder = problem(seed)
+    bias = torch.randn(N, generator=torch.Generator().manual_seed(seed)) if with_bias else None
+    inputs = (x, encoder, bias, K)
+    ours = cpu.select_top_k(*inputs)
+    assert screenings
+    theirs = whole_product(monkeypatch, cpu.select_top_k, *inputs)
+    assert triples(ours)[:2] == triples(theirs)[:2]
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 40), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_ties_and_what_few_values_are_positive_are_treated_alike(seed, d, most_negative):
+    x, encoder, bias = whole(seed, ROWS, d), whole(seed + 1, N, d), whole(seed + 2, N)
+    if most_negative:
+        bias -= 3 * d
+    with pytest.MonkeyPatch.context() as patch:
+        for select, last in ((cpu.select_top_k, K), (cpu.select_above, 4.0 * d**0.5)):
+            ours = select(x, encoder, bias, last)
+            assert triples(ours) == triples(whole_product(patch, select, x, encoder, bias, last))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_exceeds_thresholds_is_that_of_the_whole_product(seed, monkeypatch, screenings):
+    x, encoder = problem(seed)
+    x /= x.norm(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    bias = torch.randn(N, generator=generator)
+    # Thresholds within a rounding of a value, on both sides of it.
+    a = x @ encoder.T + bias
+    near = a[torch.randint(ROWS, (N,), generator=generator), torch.arange(N)]
+    threshold = near.maximum(a.quantile(0.97)) * (1 + 1e-3 * torch.randn(N, generator=generator))
+    inputs = (x, encoder, bias, threshold)
+    ours = cpu.select_above(*inputs)
+    assert screenings
+    theirs = whole_product(monkeypatch, cpu.select_above, *inputs)
+    assert triples(ours)[:2] == triples(theirs)[:2]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38, 1e25])
+def test_numbers_without_a_margin_take_the_whole_product(value, monkeypatch, screenings):
+    x, encoder = problem(0)
+    x[7, 3] = value
+    encoder[9, 4] = value
+    ours = cpu.select_top_k(x, encoder, None, K)
+    assert not screenings
+    assert triples(ours) == triples(
+        whole_product(monkeypatch, cpu.select_top_k, x, encoder, None, K)
+    )
+
+
+def test_many_candidates_take_the_whole_product(screenings):
+    x, encoder = problem(0)
+    code = cpu.select_above(x, encoder, None, 0.0)
+    assert not screenings
+    assert len(code.indices) == int((x @ encoder.T > 0).sum())
