@@ -15,10 +15,13 @@ from l0plane import kernels
 from l0plane.distributed import REPLICATED
 from l0plane.kernels import AdamState
 from l0plane.methods import Method, Parameters
+from l0plane.methods.base import squared_error
 
 #: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
 #: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
 EXPLODED = 1e6
+#: Parameters that AuxK changes, of dead latents.
+REVIVED = ("encoder", "decoder")
 
 
 class Trainer:
@@ -89,12 +92,16 @@ class Trainer:
         error = (rows - loss.reconstruction).detach()
         squared = _squared_norm(error)
         self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
+        wanted, silent = dict(self.parameters), None
         dead = 0
         if self.method.auxk:
             silent = self._dead_latents()
             dead = len(silent)
             if self.method.ranks.over_latents(dead):
-                missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), silent)
+                # Leaves of their own: gradients of a few rows, not two more of all of them.
+                revived = {key: self.parameters[key].detach()[silent] for key in REVIVED}
+                wanted |= {f"dead {key}": p.requires_grad_() for key, p in revived.items()}
+                missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), **revived)
                 total = total + self.settings["aux_weight"] * missed
         objective, penalty = total.item(), 0.0
         if loss.penalty is not None:
@@ -102,8 +109,11 @@ class Trainer:
             weighted = penalty_scale * loss.penalty
             total = total + weighted
             penalty = weighted.item()
-        found = torch.autograd.grad(total, list(self.parameters.values()))
-        for key, gradient in zip(self.parameters, found, strict=True):
+        found = dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
+        for key in self.parameters:
+            gradient = found[key]
+            if f"dead {key}" in found:
+                gradient.index_add_(0, silent, found[f"dead {key}"])
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         return objective, penalty, squared, len(loss.code.indices), dead
 
@@ -130,16 +140,16 @@ class Trainer:
         self.method.ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
 
-    def _auxk(self, x: Tensor, error: Tensor, squared: float, dead: Tensor) -> Tensor:
+    def _auxk(
+        self, x: Tensor, error: Tensor, squared: float, encoder: Tensor, decoder: Tensor
+    ) -> Tensor:
         """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2).
 
-        `squared` is the denominator, of the whole batch.
+        `squared` is the denominator, of the whole batch; encoder and decoder are of dead latents.
         """
-        p, ranks = self.parameters, self.method.ranks
-        encoder, decoder = p["encoder"][dead], p["decoder"][dead]
-        code = ranks.encode_top_k(x, p["pre_bias"].detach(), encoder, self.settings["aux_k"])
-        missed = (error - ranks.decode(code, decoder)).square().sum()
-        return (missed / squared).nan_to_num()
+        ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
+        code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
+        return (squared_error(error, ranks.decode(code, decoder)) / squared).nan_to_num()
 
 
 def _squared_norm(x: Tensor) -> float:
