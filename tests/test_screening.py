@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from test_kernel_laws import triples, whole
 
 from l0plane.kernels import cpu, selection
+from l0plane.kernels.arrays import array, tiles
 
 pytestmark = pytest.mark.skipif(not selection.SCREENS, reason="needs a CPU with bfloat16 products")
 ROWS, N, D, K = 40, 700, 64, 12
@@ -54,12 +55,12 @@ def test_no_pre_activation_is_farther_off_than_its_margin(d):
     x, encoder = kinds(1, d), kinds(2, d)
     n, none = len(encoder), np.zeros(len(encoder), np.float32)
     screen = selection._Screen.of(x, encoder, none, none)
-    ((part, tile),) = selection.tiles(len(x), n)
+    ((part, tile),) = tiles(len(x), n)
     bits, margin = screen.product(part, tile)
     exact = x.double().numpy() @ encoder.double().numpy().T
     for row in range(len(x)):
         seen = np.empty(n, np.float32)
-        off = selection._widen(bits[row], margin[row], seen)
+        off = selection._read(array(tile), bits, none, margin, row, seen)
         assert (np.abs(seen - exact[row]) <= off).all()
         # The margin is of use: a fraction of what the row could have at most.
         most = np.linalg.norm(x[row].double()) * encoder.double().norm(dim=1).max()

@@ -5,6 +5,7 @@ import pytest
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
 from l0plane import tuning
+from l0plane.autoencoder import Failed
 from l0plane.penalty import PenaltyController
 from l0plane.tuning import (
     CLOSE,
@@ -67,6 +68,20 @@ def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
     trials = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
     assert trials["l0"][0] == pytest.approx(5, rel=CLOSE)
     assert list(trials.columns) == ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
+
+
+def test_a_search_from_a_lambda_with_which_the_training_fails_begins_anew(monkeypatch):
+    train = tuning.train
+
+    def failing(*arguments):
+        if arguments[-1].get("lambda") == 123.0:
+            raise Failed("exploded")
+        return train(*arguments)
+
+    monkeypatch.setattr(tuning, "train", failing)
+    arguments = ("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    found = search_lambda(*arguments, start=123.0)
+    pd.testing.assert_frame_equal(found, search_lambda(*arguments))
 
 
 def test_a_search_that_starts_from_the_right_lambda_ends_with_it():

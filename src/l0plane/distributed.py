@@ -183,8 +183,12 @@ class Ranks:
         """As `kernels.decode`, from the latents of all ranks."""
         if not self.shard_latents:
             return kernels.decode(code, decoder, pre_bias)
-        # One rank adds the bias, so that the sum of its gradients is the gradient of the sum.
-        return _Sum.apply(kernels.decode(code, decoder, None if self.rank else pre_bias))
+        decoded = _Sum.apply(kernels.decode(code, decoder))
+        return decoded if pre_bias is None else decoded + self.once(pre_bias)
+
+    def once(self, parameter: Tensor) -> Tensor:
+        """A parameter that all add to what they share: the sum of their gradients is one's."""
+        return parameter.detach() if self.shard_latents and self.rank else parameter
 
 
 ALONE = Ranks()

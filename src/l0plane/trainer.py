@@ -112,7 +112,7 @@ class Trainer:
         found = dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
         for key in self.parameters:
             gradient = found[key]
-            if f"dead {key}" in found:
+            if silent is not None and f"dead {key}" in found:
                 gradient.index_add_(0, silent, found[f"dead {key}"])
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         return objective, penalty, squared, len(loss.code.indices), dead

@@ -94,7 +94,8 @@ def search_lambda(
         settings: the configuration's `training` section.
         hyperparameters: as for `train`, without `lambda`.
         seed: of the trainings.
-        start: the first lambda, such as the one that was found for another seed.
+        start: the first lambda, such as the one that was found for another seed; if its training
+            fails, the search begins as without it.
 
     Returns:
         One row per training: `lambda` and what `validate` measures, the closest to `l0` first. The
@@ -118,9 +119,12 @@ def search_lambda(
         try:
             autoencoder, _, _ = train(method, store, n, l0, seed, settings, fixed)
         except Failed:
-            if not trials:
+            if trials:
+                break
+            if start is None:
                 raise
-            break
+            print(f"lambda {factor:.4g}, found for another seed, fails with this one", flush=True)
+            return search_lambda(method, store, validation, n, l0, settings, hyperparameters, seed)
         trials.append({"lambda": factor, **validate(autoencoder, validation)})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
         if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE or unanswered(trials, l0):

@@ -15,7 +15,7 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import ByLatent, Code
-from l0plane.kernels.arrays import FAST, array, tiles
+from l0plane.kernels.arrays import FAST, array, dots, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 from l0plane.kernels.selection import select_above, select_top_k, top_k_mask
 
@@ -195,15 +195,16 @@ def _transposed_product(indptr, rows, order, values, matrix, out):
     for i in prange(len(indptr) - 1):
         target = out[i]
         target[:] = 0
-        # Two at a time: as in `_product`, but many latents have only a few rows.
         start, end = indptr[i], indptr[i + 1]
-        two = start + (end - start) // 2 * 2
-        for e in range(start, two, 2):
+        four = start + (end - start) // 4 * 4
+        for e in range(start, four, 4):  # as in `_product`
             v0, v1 = values[order[e]], values[order[e + 1]]
+            v2, v3 = values[order[e + 2]], values[order[e + 3]]
             s0, s1 = matrix[rows[e]], matrix[rows[e + 1]]
+            s2, s3 = matrix[rows[e + 2]], matrix[rows[e + 3]]
             for c in range(d):
-                target[c] += v0 * s0[c] + v1 * s1[c]
-        for e in range(two, end):
+                target[c] += v0 * s0[c] + v1 * s1[c] + v2 * s2[c] + v3 * s3[c]
+        for e in range(four, end):
             v, s = values[order[e]], matrix[rows[e]]
             for c in range(d):
                 target[c] += v * s[c]
@@ -230,15 +231,9 @@ def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _sampled_product(indptr, indices, left, right, out):
-    d = left.shape[1]
     for r in prange(len(indptr) - 1):
-        mine = left[r]
-        for e in range(indptr[r], indptr[r + 1]):
-            other = right[indices[e]]
-            total = np.float32(0.0)
-            for c in range(d):
-                total += mine[c] * other[c]
-            out[e] = total
+        own = slice(indptr[r], indptr[r + 1])
+        dots(left[r], right, indices[own], out[own])
 
 
 def latent_sums(code: Code) -> Tensor:

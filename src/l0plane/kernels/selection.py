@@ -20,7 +20,7 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import Code
-from l0plane.kernels.arrays import FAST, array, tiles
+from l0plane.kernels.arrays import FAST, array, dots, tiles
 
 #: Whether products of bfloat16 matrices are fast here, with sums in float32.
 SCREENS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -117,7 +117,7 @@ class _Screen(NamedTuple):
     Cauchy and Schwarz `|x w - x' w'| <= |x - x'| |w| + |x'| |w - w'|`. The margin is this for the
     largest `|w|` and `|w - w'|`, and a little for float32: `d 2^-24 |x| |w|` for each of the sums
     in question, last bits of offset and threshold, and products too small for a normal number.
-    What rounding the product itself does is in proportion to it: `_widen` adds that.
+    What rounding the product itself does is in proportion to it: `_read` adds that.
     """
 
     x: Tensor
@@ -133,9 +133,10 @@ class _Screen(NamedTuple):
         rounded_x, norm_x, error_x = _rounded(x)
         rounded, norm, error = _rounded(encoder)
         w, off = norm.max(), error.max()
-        sums = x.shape[1] * 2.0**-22 * norm_x * w
-        compared = 2.0**-22 * (np.abs(offset).max() + np.abs(cut).max())
-        margin = 1.001 * (error_x * (w + off) + norm_x * off + sums + compared) + 1e-30
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = x.shape[1] * 2.0**-22 * norm_x * w
+            compared = 2.0**-22 * (np.abs(offset).max() + np.abs(cut).max())
+            margin = 1.001 * (error_x * (w + off) + norm_x * off + sums + compared) + 1e-30
         if not (margin < 1e30).all():
             return None
         return cls(rounded_x, rounded, margin.astype(np.float32))
@@ -152,8 +153,8 @@ def _rounded(matrix: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     out = torch.empty(matrix.shape, dtype=torch.bfloat16)
     norms, errors = np.empty((2, len(matrix)))
     _round(array(matrix), out.view(torch.uint16).numpy(), norms, errors)
-    least = 2.0**-63 * math.sqrt(matrix.shape[1])  # smaller ones have squares that are no numbers
-    return out, norms + least, errors + least
+    lost = 2.0**-63 * math.sqrt(matrix.shape[1])  # at most, in squares too small for float32
+    return out, norms + lost, errors + lost
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
@@ -177,31 +178,42 @@ def _round(matrix, out, norms, errors):
 
 
 @njit(cache=True, fastmath=FAST)
-def _widen(bits, margin, row):
-    """Write bfloat16 `bits [n]` as numbers to `row`; return how far each may be off, rounded."""
+def _read(a, bits, offset, margin, r, row):
+    """Write row `r` of the values, plus the offset, to `row`; return how far each may be off."""
+    if len(bits):
+        off = margin[r] + ROUNDING * _widen(bits[r], row)
+        for i in range(len(row)):
+            row[i] += offset[i]
+        return off
+    values = a[r]
+    for i in range(len(row)):
+        row[i] = values[i] + offset[i]
+    return np.float32(0.0)
+
+
+@njit(cache=True, fastmath=FAST)
+def _widen(bits, row):
+    """Write bfloat16 `bits [n]` as numbers to `row`; return the largest without its sign."""
     raw = row.view(np.uint32)
     largest = np.int32(0)
     for i in range(len(bits)):
         raw[i] = np.uint32(bits[i]) << np.uint32(16)
         largest = max(largest, np.int32(bits[i] & np.uint16(0x7FFF)))
-    most = np.full(1, largest << np.int32(16), np.int32).view(np.float32)[0]
-    return margin + ROUNDING * most
+    return np.full(1, largest << np.int32(16), np.int32).view(np.float32)[0]
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _exact(x, encoder, offset, cut, latents, values, starts, counts):
     """Compute the candidates' values from the factors; drop those that are not above `cut`."""
-    d = x.shape[1]
     for r in prange(len(x)):
-        mine, latent, value = x[r], latents[starts[r] :], values[starts[r] :]
+        own = slice(starts[r], starts[r] + counts[r])
+        latent, value = latents[own], values[own]
+        dots(x[r], encoder, latent, value)
         kept = np.uint32(0)
-        for c in range(counts[r]):
+        for c in range(len(latent)):
             i = latent[c]
-            other, total = encoder[i], np.float32(0.0)
-            for j in range(d):
-                total += mine[j] * other[j]
             latent[kept] = i
-            value[kept] = total + offset[i]
+            value[kept] = value[c] + offset[i]
             kept += np.uint32(value[kept] > cut[i])
         counts[r] = kept
 
@@ -217,17 +229,14 @@ def _exceeding(a, bits, offset, margin, cut, groups, parts):
     latents, values = np.empty(rows * n, np.uint32), np.empty(rows * n, np.float32)
     starts, counts = np.empty(rows, np.int64), np.empty(rows, np.int32)
     for t in prange(parts):
-        row, off = np.empty(n, np.float32), np.float32(0.0)
+        row = np.empty(n, np.float32)
         hits, group = np.empty(groups, np.int32), np.empty(groups + 1, np.uint32)
         start = rows * t // parts * n
         for r in range(rows * t // parts, rows * (t + 1) // parts):
             latent, value = latents[start:], values[start:]
-            if len(bits):
-                off = _widen(bits[r], margin[r], row)
-            else:
-                row[:] = a[r]
+            off = _read(a, bits, offset, margin, r, row)
             for i in range(n):
-                row[i] += offset[i] + off
+                row[i] += off
             # Groups as in `_largest`; only those that hold something are read again.
             hits[:] = 0
             for m in range(members):
@@ -266,7 +275,7 @@ def _largest(a, bits, offset, margin, k, groups, parts):
     latents, values = np.empty(rows * n, np.uint32), np.empty(rows * n, np.float32)
     starts, counts = np.empty(rows, np.int64), np.empty(rows, np.int32)
     for t in prange(parts):
-        row, off = np.empty(n, np.float32), np.float32(0.0)
+        row = np.empty(n, np.float32)
         # Latents i, i + groups, i + 2 groups, ... are one group, so that the maxima of all groups
         # come from whole vectors: `table` has a group per column, `rest` the last member of some.
         table, rest = row[: members * groups].reshape(members, groups), row[members * groups :]
@@ -274,12 +283,7 @@ def _largest(a, bits, offset, margin, k, groups, parts):
         start = rows * t // parts * n
         for r in range(rows * t // parts, rows * (t + 1) // parts):
             latent, value = latents[start:], values[start:]
-            if len(bits):
-                off = _widen(bits[r], margin[r], row)
-            else:
-                row[:] = a[r]
-            for i in range(n):
-                row[i] += offset[i]
+            off = _read(a, bits, offset, margin, r, row)
             maxima[:] = 0
             for m in range(members):
                 part = table[m]

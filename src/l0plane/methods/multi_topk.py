@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from l0plane import kernels
+from l0plane.code import Code
 from l0plane.methods.base import Loss, Parameters, squared_error
 from l0plane.methods.topk import TopKMethod
 
@@ -16,11 +19,17 @@ class MultiTopKMethod(TopKMethod):
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """The two squared errors; judged by the reconstruction at `k`."""
-        k = int(self.l0)
-        pre_bias, decoder = parameters["pre_bias"], parameters["decoder"]
-        wide = self.ranks.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
-        narrow = wide.keep(self.ranks.top_k_mask(wide, k))
-        reconstruction = self.ranks.decode(narrow, decoder, pre_bias)
-        wider = self.ranks.decode(wide, decoder, pre_bias)
-        objective = squared_error(x, reconstruction) + WIDER_WEIGHT * squared_error(x, wider)
+        k, pre_bias = int(self.l0), parameters["pre_bias"]
+        with torch.no_grad():
+            wide = self.ranks.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
+            among_k = self.ranks.top_k_mask(wide, k)
+            narrow, rest = wide.keep(among_k), wide.keep(~among_k)
+            both = Code.stacked([narrow, rest])
+        # The k largest are decoded once, as rows of their own above those of the others: both
+        # reconstructions are sums of the two, and each of the 4k is walked once.
+        both = kernels.encoded(both, torch.cat([x, x]), pre_bias, parameters["encoder"])
+        from_narrow, from_rest = self.ranks.decode(both, parameters["decoder"]).chunk(2)
+        reconstruction = from_narrow + self.ranks.once(pre_bias)
+        objective = squared_error(x, reconstruction)
+        objective = objective + WIDER_WEIGHT * squared_error(x, reconstruction + from_rest)
         return Loss(objective, reconstruction, narrow)
