@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernel_laws import triples, whole
 
-from l0plane.kernels import cpu, selection
+from l0plane.kernels import arrays, cpu, selection
 from l0plane.kernels.arrays import array, tiles
 
 pytestmark = pytest.mark.skipif(not selection.SCREENS, reason="needs a CPU with bfloat16 products")
@@ -33,8 +33,8 @@ def whole_product(monkeypatch, select, *inputs):
 def screenings(monkeypatch):
     """How many tiles were screened to the end."""
     done = []
-    exact = selection._exact
-    monkeypatch.setattr(selection, "_exact", lambda *a: (done.append(1), exact(*a)))
+    sampled = selection.sampled
+    monkeypatch.setattr(selection, "sampled", lambda *a: (done.append(1), sampled(*a)))
     return done
 
 
@@ -86,10 +86,12 @@ def test_values_that_bfloat16_cannot_tell_apart_are_told_apart(seed, screenings)
     torch.testing.assert_close(code.values.view(ROWS, K).double(), got, rtol=1e-5, atol=0)
 
 
-def test_the_largest_is_found_where_rounding_is_as_unkind_as_it_can_be(screenings):
+def test_the_largest_is_found_where_rounding_is_as_unkind_as_it_can_be(monkeypatch, screenings):
     # Rounding takes 2^-8 from each entry of one latent, which is the largest and looks like 1.0
     # instead of 1.25; it adds as much to K others, which are at 1.246 and look like 1.49.
-    x = torch.ones(3, 65)
+    # Each row is a tile, and has a margin of its own.
+    monkeypatch.setattr(arrays, "TILE_ROWS", 1)
+    x = torch.ones(3, 65) * torch.tensor([[0.125], [1.0], [8.0]])
     low, high = torch.full((65,), 1 + 2.0**-8), torch.full((65,), 1 + 2.0**-8 + 2.0**-20)
     high[0] = 1.0
     low[-1] = high[-1] = -63.0
@@ -99,18 +101,21 @@ def test_the_largest_is_found_where_rounding_is_as_unkind_as_it_can_be(screening
     encoder[200:205, 1] = 1 - 2.0**-7
     encoder[400] = low
     code = cpu.select_top_k(x, encoder, None, K)
-    assert screenings
-    assert sorted(code.indices[:K].tolist()) == [*range(100, 100 + K - 1), 400]
+    assert len(screenings) == 3
+    for row in range(3):
+        found = code.indices[code.rows == row].tolist()
+        assert sorted(found) == [*range(100, 100 + K - 1), 400]
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_k_largest_are_those_of_the_whole_product(seed, with_bias, monkeypatch, screenings):
+    monkeypatch.setattr(arrays, "TILE_ROWS", 16)
     x, encoder = problem(seed)
     bias = torch.randn(N, generator=torch.Generator().manual_seed(seed)) if with_bias else None
     inputs = (x, encoder, bias, K)
     ours = cpu.select_top_k(*inputs)
-    assert screenings
+    assert len(screenings) == 3
     theirs = whole_product(monkeypatch, cpu.select_top_k, *inputs)
     assert triples(ours)[:2] == triples(theirs)[:2]
 
@@ -122,7 +127,7 @@ def test_ties_and_what_few_values_are_positive_are_treated_alike(seed, d, most_n
     if most_negative:
         bias -= 3 * d
     with pytest.MonkeyPatch.context() as patch:
-        for select, last in ((cpu.select_top_k, K), (cpu.select_above, 4.0 * d**0.5)):
+        for select, last in ((cpu.select_top_k, K), (cpu.select_above, 8.0 * d**0.5)):
             ours = select(x, encoder, bias, last)
             assert triples(ours) == triples(whole_product(patch, select, x, encoder, bias, last))
 
@@ -130,16 +135,16 @@ def test_ties_and_what_few_values_are_positive_are_treated_alike(seed, d, most_n
 @pytest.mark.parametrize("seed", range(3))
 def test_what_exceeds_thresholds_is_that_of_the_whole_product(seed, monkeypatch, screenings):
     x, encoder = problem(seed)
-    x /= x.norm(dim=1, keepdim=True)
+    x, encoder = (t / t.norm(dim=1, keepdim=True) for t in (x, encoder))
     generator = torch.Generator().manual_seed(seed)
     bias = torch.randn(N, generator=generator)
-    # Thresholds within a rounding of a value, on both sides of it.
-    a = x @ encoder.T + bias
-    near = a[torch.randint(ROWS, (N,), generator=generator), torch.arange(N)]
-    threshold = near.maximum(a.quantile(0.97)) * (1 + 1e-3 * torch.randn(N, generator=generator))
+    # Thresholds within a rounding of each latent's second largest value, on both sides of it.
+    near = (x @ encoder.T + bias).topk(2, dim=0).values[1]
+    threshold = near * (1 + 1e-3 * torch.randn(N, generator=generator))
+    monkeypatch.setattr(arrays, "TILE_ROWS", 16)
     inputs = (x, encoder, bias, threshold)
     ours = cpu.select_above(*inputs)
-    assert screenings
+    assert len(screenings) == 3
     theirs = whole_product(monkeypatch, cpu.select_above, *inputs)
     assert triples(ours)[:2] == triples(theirs)[:2]
 
@@ -156,8 +161,10 @@ def test_numbers_without_a_margin_take_the_whole_product(value, monkeypatch, scr
     )
 
 
-def test_many_candidates_take_the_whole_product(screenings):
+def test_many_candidates_take_the_whole_product_from_their_tile_on(monkeypatch, screenings):
+    monkeypatch.setattr(arrays, "TILE_ROWS", 16)
     x, encoder = problem(0)
-    code = cpu.select_above(x, encoder, None, 0.0)
-    assert not screenings
-    assert len(code.indices) == int((x @ encoder.T > 0).sum())
+    x[:16] = 1e-3 * x[:16] / x[:16].norm(dim=1, keepdim=True)  # far below the threshold
+    code = cpu.select_above(x, encoder, None, 0.1)
+    assert len(screenings) == 1
+    assert torch.equal(code.l0, (x @ encoder.T > 0.1).sum(1))

@@ -68,6 +68,13 @@ def _claim(count: int) -> list[int]:
     return claimed
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 numbers, with float32 sums."""
+    # Other versions of PyTorch may not say.
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def use_precision(settings: dict[str, Any]) -> None:
     """On a GPU, round the inputs of matrix products to bfloat16 if the training settings say so.
 

@@ -187,7 +187,7 @@ class Ranks:
         return decoded if pre_bias is None else decoded + self.once(pre_bias)
 
     def once(self, parameter: Tensor) -> Tensor:
-        """A parameter that all add to what they share: the sum of their gradients is one's."""
+        """A parameter that is added to a sum over latents: only rank 0's copy has a gradient."""
         return parameter.detach() if self.shard_latents and self.rank else parameter
 
 

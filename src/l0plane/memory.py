@@ -7,6 +7,9 @@ PIECE = 1 << 29
 ACTIVE = 44
 
 
-def of_pre_activations(batch_tokens: int, n: int) -> int:
-    """Bytes of a step at the start of a training with a penalty, beside parameters and batch."""
-    return ACTIVE * min(batch_tokens * n, PIECE) // 2
+def of_pre_activations(batch_tokens: int, n: int, processes: int = 1) -> int:
+    """Bytes of a step at the start of a training with a penalty, beside parameters and batch.
+
+    Processes share the work, and each has a piece of its own.
+    """
+    return ACTIVE * min(batch_tokens * n, processes * PIECE) // 2

@@ -20,8 +20,6 @@ from l0plane.methods.base import squared_error
 #: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
 #: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
 EXPLODED = 1e6
-#: Parameters that AuxK changes, of dead latents.
-REVIVED = ("encoder", "decoder")
 
 
 class Trainer:
@@ -92,15 +90,14 @@ class Trainer:
         error = (rows - loss.reconstruction).detach()
         squared = _squared_norm(error)
         self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
-        wanted, silent = dict(self.parameters), None
-        dead = 0
+        revived: Parameters = {}
+        dead = loss.code.indices[:0].long()
         if self.method.auxk:
-            silent = self._dead_latents()
-            dead = len(silent)
-            if self.method.ranks.over_latents(dead):
+            dead = self._dead_latents()
+            if self.method.ranks.over_latents(len(dead)):
                 # Leaves of their own: gradients of a few rows, not two more of all of them.
-                revived = {key: self.parameters[key].detach()[silent] for key in REVIVED}
-                wanted |= {f"dead {key}": p.requires_grad_() for key, p in revived.items()}
+                for key in ("encoder", "decoder"):
+                    revived[key] = self.parameters[key].detach()[dead].requires_grad_()
                 missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), **revived)
                 total = total + self.settings["aux_weight"] * missed
         objective, penalty = total.item(), 0.0
@@ -109,13 +106,12 @@ class Trainer:
             weighted = penalty_scale * loss.penalty
             total = total + weighted
             penalty = weighted.item()
-        found = dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
-        for key in self.parameters:
-            gradient = found[key]
-            if silent is not None and f"dead {key}" in found:
-                gradient.index_add_(0, silent, found[f"dead {key}"])
+        found = torch.autograd.grad(total, [*self.parameters.values(), *revived.values()])
+        for key, gradient in zip(self.parameters, found, strict=False):
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
-        return objective, penalty, squared, len(loss.code.indices), dead
+        for key, gradient in zip(revived, found[len(self.parameters) :], strict=True):
+            gradients[key].index_add_(0, dead, gradient)
+        return objective, penalty, squared, len(loss.code.indices), len(dead)
 
     def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
         self.steps += 1

@@ -94,7 +94,8 @@ def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1,
 
     def megabytes(wildcards):
         weights = 40 * WIDTH * copies * latents(wildcards)
-        step = memory.of_pre_activations(config["training"]["batch_tokens"], latents(wildcards))
+        batch = config["training"]["batch_tokens"]
+        step = memory.of_pre_activations(batch, latents(wildcards), processes)
         return 3000 * processes + (weights + step + shards) // 10**6
 
     return {
@@ -234,14 +235,17 @@ def streamed_resources():
     """The same of a job that trains all levels of a method: language model, buffer, trainings."""
     settings = config["training"]
     rows = settings["stream_buffer_tokens"] + 2 * settings["batch_tokens"]
-    latents = sum(level.n for level in l0config.levels(config))
+    sizes = [level.n for level in l0config.levels(config)]
+    latents = sum(sizes)
     products = 3 * settings["tokens"] * WIDTH * latents
-    of_model = language_model_resources(settings["tokens"], products)
     # Of encoder and decoder each: values, gradients, two moments, the average.
-    trainings = 4 * WIDTH * (PROCESSES * rows + COPIES * 2 * 5 * latents) // 10**6
+    trainings = 4 * WIDTH * (PROCESSES * rows + COPIES * 2 * 5 * latents)
+    # One of the trainings takes its step at a time.
+    step = memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
+    of_model = language_model_resources(settings["tokens"], products)
     return {
         **of_model,
-        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + trainings,
+        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + (trainings + step) // 10**6,
         "gpu": PROCESSES * of_model["gpu"],
     }
 

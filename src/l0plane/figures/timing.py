@@ -45,7 +45,9 @@ def draw_timing(timing: pd.DataFrame, methods: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(totals)), [str(stage) for stage in totals.index])
     ax.set_xlim(0, totals["sum"].max() * 1.22)
     ax.set_xlabel("seconds, summed over jobs")
-    ax.set_title(f"{timing['seconds'].sum() / 60:,.0f} minutes in all", loc="left")
+    ax.set_title(
+        f"{timing['seconds'].sum() / 60:,.0f} minutes of work in {len(timing)} jobs", loc="left"
+    )
     handles = [
         style.method_handle(look.label, look.color, "s", ls="none") for look in styles.values()
     ]

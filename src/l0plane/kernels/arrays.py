@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, prange
 from torch import Tensor
 
 #: Rows in a tile of pre-activations: with fewer the product is less efficient (of a large encoder,
@@ -34,23 +34,29 @@ def tiles(rows: int, n: int) -> Iterator[tuple[slice, Tensor]]:
         yield part, _tile[: (part.stop - start) * n].view(-1, n)
 
 
-@njit(cache=True, fastmath=FAST)
-def dots(row, matrix, indices, out):
-    """Write the products of `row [d]` with those rows of `matrix [n, d]` that `indices` names."""
-    d, four = len(row), len(indices) // 4 * 4
-    # Four at a time: sums that wait for nothing, and a quarter of the loads of the row.
-    for e in range(0, four, 4):
-        r0, r1 = matrix[indices[e]], matrix[indices[e + 1]]
-        r2, r3 = matrix[indices[e + 2]], matrix[indices[e + 3]]
-        t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        for c in range(d):
-            t0 += row[c] * r0[c]
-            t1 += row[c] * r1[c]
-            t2 += row[c] * r2[c]
-            t3 += row[c] * r3[c]
-        out[e], out[e + 1], out[e + 2], out[e + 3] = t0, t1, t2, t3
-    for e in range(four, len(indices)):
-        other, total = matrix[indices[e]], np.float32(0.0)
-        for c in range(d):
-            total += row[c] * other[c]
-        out[e] = total
+@njit(parallel=True, cache=True, fastmath=FAST)
+def sampled(starts, counts, indices, left, right, out):
+    """Write to `out`, for the `indices` of each row, its products with these rows of `right`.
+
+    A row `r` of `left [rows, d]` has `counts[r]` indices from `starts[r]` on.
+    """
+    d = left.shape[1]
+    for r in prange(len(left)):
+        row, last = left[r], starts[r] + counts[r] - 1
+        # Four at a time: sums that wait for nothing, and a quarter of the loads of the row. At the
+        # end the last one again, so that equal rows of `right` have equal products.
+        for e0 in range(starts[r], last + 1, 4):
+            e1, e2, e3 = min(e0 + 1, last), min(e0 + 2, last), min(e0 + 3, last)
+            r0, r1, r2, r3 = (
+                right[indices[e0]],
+                right[indices[e1]],
+                right[indices[e2]],
+                right[indices[e3]],
+            )
+            t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+            for c in range(d):
+                t0 += row[c] * r0[c]
+                t1 += row[c] * r1[c]
+                t2 += row[c] * r2[c]
+                t3 += row[c] * r3[c]
+            out[e0], out[e1], out[e2], out[e3] = t0, t1, t2, t3

@@ -15,7 +15,7 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import ByLatent, Code
-from l0plane.kernels.arrays import FAST, array, dots, tiles
+from l0plane.kernels.arrays import FAST, array, sampled, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 from l0plane.kernels.selection import select_above, select_top_k, top_k_mask
 
@@ -57,7 +57,7 @@ def _places(indptr, mask):
     kept = np.empty(starts[rows], np.int32)
     for r in prange(rows):
         e, place = indptr[r], starts[r]
-        while place < starts[r + 1]:  # stores as in `_top_k`, and none beyond the row's last
+        while place < starts[r + 1]:  # stores as in `_largest`, none beyond the row's last
             kept[place] = e
             place += np.int32(mask[e])
             e += np.int32(1)
@@ -219,21 +219,11 @@ def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
             torch.mm(left[part], right.detach().T, out=tile)
             _pick(indptr[part.start : part.stop + 1], indices, array(tile), array(out))
         return out
-    _sampled_product(
-        array(code.indptr),
-        array(code.indices),
-        array(left),
-        array(right),
-        array(out),
+    indptr = array(code.indptr)
+    sampled(
+        indptr[:-1], np.diff(indptr), array(code.indices), array(left), array(right), array(out)
     )
     return out
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _sampled_product(indptr, indices, left, right, out):
-    for r in prange(len(indptr) - 1):
-        own = slice(indptr[r], indptr[r + 1])
-        dots(left[r], right, indices[own], out[own])
 
 
 def latent_sums(code: Code) -> Tensor:

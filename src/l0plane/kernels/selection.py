@@ -20,10 +20,11 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import Code
-from l0plane.kernels.arrays import FAST, array, dots, tiles
+from l0plane.device import multiplies_bfloat16
+from l0plane.kernels.arrays import FAST, array, sampled, tiles
 
-#: Whether products of bfloat16 matrices are fast here, with sums in float32.
-SCREENS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+#: Whether to screen: elsewhere the rounded product is slower, and how it sums is not known.
+SCREENS = multiplies_bfloat16()
 #: Of more candidates than this share of the latents, the whole product is cheaper.
 CANDIDATES = 1 / 8
 #: By what part of itself rounding to bfloat16 moves a number at most; and a little, for float32.
@@ -70,7 +71,7 @@ def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Cod
     indices = np.empty((len(x), k), np.int32)
     values = np.empty((len(x), k), np.float32)
     counts = np.empty(len(x), np.int32)
-    screens = SCREENS and 2 * k <= CANDIDATES * n
+    screens = SCREENS and 2 * k <= CANDIDATES * n  # there may be twice as many candidates
     for part, candidates in _selected(x, encoder, offset, cut, find, screens):
         _keep_largest(*candidates, k, indices[part], values[part], counts[part])
     if counts.sum() < indices.size:
@@ -101,8 +102,10 @@ def _selected(
     for part, tile in tiles(len(x), len(encoder)):
         if screen is not None:
             candidates = find(array(tile), *screen.product(part, tile))
-            if candidates[-1].sum() <= CANDIDATES * tile.numel():
-                _exact(array(x[part]), array(encoder), offset, cut, *candidates)
+            latents, values, starts, counts = candidates
+            if counts.sum() <= CANDIDATES * tile.numel():
+                sampled(starts, counts, latents, array(x[part]), array(encoder), values)
+                _drop(offset, cut, *candidates)
                 yield part, candidates
                 continue
             screen = None  # nor will the next tiles have fewer
@@ -203,14 +206,12 @@ def _widen(bits, row):
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
-def _exact(x, encoder, offset, cut, latents, values, starts, counts):
-    """Compute the candidates' values from the factors; drop those that are not above `cut`."""
-    for r in prange(len(x)):
-        own = slice(starts[r], starts[r] + counts[r])
-        latent, value = latents[own], values[own]
-        dots(x[r], encoder, latent, value)
+def _drop(offset, cut, latents, values, starts, counts):
+    """Add the offset to the candidates' values; keep those that are then above `cut`."""
+    for r in prange(len(counts)):
+        latent, value = latents[starts[r] :], values[starts[r] :]
         kept = np.uint32(0)
-        for c in range(len(latent)):
+        for c in range(counts[r]):
             i = latent[c]
             latent[kept] = i
             value[kept] = value[c] + offset[i]
@@ -386,9 +387,10 @@ def _keep_k(latent, value, k, indices, values):
 
 @njit(cache=True, fastmath=FAST)
 def _kth_largest(bits, k, slack):
-    """The bits of the k-th largest of values >= 0 (which order as integers do), by bisection.
+    """The bits of the k-th largest of positive values (which order as integers do), by bisection.
 
-    Or of a lower bound, as soon as one has at most `k + slack` values from it up.
+    Or of a lower bound, as soon as one has at most `k + slack` values from it up; 0 if fewer than
+    k are positive.
     """
     high = np.int32(0)
     for j in range(len(bits)):
