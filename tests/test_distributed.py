@@ -34,6 +34,10 @@ STEPS = 12
 SHORT = SETTINGS | {"tokens": STEPS * 200, "batch_tokens": 200, "dead_after_tokens": 300}
 WAYS = {"rows": False, "latents": True}
 CASES = [f"{method}-{way}" for method in METHODS for way in WAYS]
+PIECE = 60 * N
+"""A batch has more than three times as many pre-activations, and each process half of them."""
+IN_PIECES = ("relu", "jumprelu", "batch_topk")
+CASES += [f"{method}-{way}-in pieces" for method in IN_PIECES for way in WAYS]
 WEAK = 6
 """Latents, the last ones, that start too weak to be among the k: they are dead until AuxK."""
 
@@ -150,7 +154,7 @@ def test_a_batch_in_pieces_trains_as_a_whole_one(name, monkeypatch):
         return results(result)
 
     whole = trained(1)
-    monkeypatch.setattr(base, "PIECE", 60 * N)
+    monkeypatch.setattr(base, "PIECE", PIECE)
     for key, tensor in trained(4).items():
         torch.testing.assert_close(tensor, whole[key], rtol=1e-9, atol=1e-9, msg=key)
 
@@ -321,6 +325,10 @@ def main(task):
 
             for name in METHODS:
                 leave(f"{name}-{way}", run(name, ranks))
+            whole, base.PIECE = base.PIECE, PIECE
+            for name in IN_PIECES:
+                leave(f"{name}-{way}-in pieces", run(name, ranks))
+            base.PIECE = whole
             leave(f"selections-{way}-{ranks.rank}", selections(ranks), all_ranks=True)
             run("topk", ranks, SharedCheckpoint(f"{task}/of two-{way}", 1000, ranks), steps=7)
             checkpoint = SharedCheckpoint(f"{task}/of one", 1000, ranks)

@@ -28,7 +28,8 @@ class MultiTopKMethod(TopKMethod):
         # The k largest are decoded once, as rows of their own above those of the others: both
         # reconstructions are sums of the two, and each of the 4k is walked once.
         both = kernels.encoded(both, torch.cat([x, x]), pre_bias, parameters["encoder"])
-        from_narrow, from_rest = self.ranks.decode(both, parameters["decoder"]).chunk(2)
+        decoded = self.ranks.decode(both, parameters["decoder"])
+        from_narrow, from_rest = decoded.view(2, *x.shape).unbind()
         reconstruction = from_narrow + self.ranks.once(pre_bias)
         objective = squared_error(x, reconstruction)
         objective = objective + WIDER_WEIGHT * squared_error(x, reconstruction + from_rest)
