@@ -41,7 +41,7 @@ def trained_here(name, x):
 
     store = types.SimpleNamespace(manifest={}, sample=lambda rows: x[:rows], batches=batches)
     base = trained_here("relu", x) if name == "relu_scaled" else None
-    return train(name, store, N, 6, 0, SETTINGS, HYPERPARAMETERS, base).autoencoder
+    return train(name, store, N, 6, 0, SETTINGS, HYPERPARAMETERS, base)[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
