@@ -2,21 +2,25 @@
 
     make benchmark
     python benchmarks/training_step.py --quick
+    python benchmarks/training_step.py --profile
 
 A step is everything a user pays for: reading a batch from the store, forward, backward, clipping,
 Adam, unit decoder rows, the moving average, counting dead latents, AuxK where latents are dead.
 Data and weights are random; biases and thresholds are such that the L0 asked for is the L0 there
 is. The first command writes `results/reference/benchmark_*.csv` and the tables of
-`docs/performance.md`; the second prints a part, measured shortly.
+`docs/performance.md`; the second prints a part, measured shortly; the third prints where the time
+of a step goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import gc
 import json
 import os
 import platform
+import pstats
 import re
 import subprocess
 import sys
@@ -142,6 +146,22 @@ def our_times(cases: list[Case], seconds: float) -> list[dict[str, object]]:
         rows.append({**row, "l0": l0, "version": version("l0plane")})
         print(f"{row['ratio_of_least']:6.2f} x the product: {case}", flush=True)
     return rows
+
+
+def profile() -> None:
+    """Print where a step of the default run spends its time, on one thread as it has there."""
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    case, steps = Case("topk", *SMALL, 16, 512), 200
+    with tempfile.TemporaryDirectory() as scratch:
+        step = our_step(case, stored(Path(scratch), case.d, case.rows))
+        print(pd.DataFrame(compare(case, {"l0plane": step}, 2.0)).to_string(index=False))
+        profiler = cProfile.Profile()
+        profiler.enable()
+        for _ in range(steps):
+            step()
+        profiler.disable()
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
 
 
 # --- their steps
@@ -276,7 +296,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a part, shortly; writes nothing")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers/bin/python")
+    parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
     quick, peers = (options := parser.parse_args()).quick, options.peers
+    if options.profile:
+        profile()
+        return
     torch.set_num_threads(THREADS)
     cases = [Case("topk", *SMALL, 32, 512), Case("relu", *SMALL, 48, 512)]
     seconds = 1.0 if quick else 3.0

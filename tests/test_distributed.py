@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
+from l0plane import memory
 from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder, ReLU
 from l0plane.checkpoint import Checkpoint
-from l0plane.distributed import ALONE, SharedCheckpoint, joined
+from l0plane.distributed import ALONE, Ranks, SharedCheckpoint, joined
 from l0plane.files import UserError, read_json, sha256, write_json
 from l0plane.methods import METHODS, base
 from l0plane.processes import _cause, launch
@@ -157,6 +158,21 @@ def test_a_batch_in_pieces_trains_as_a_whole_one(name, monkeypatch):
     monkeypatch.setattr(base, "PIECE", PIECE)
     for key, tensor in trained(4).items():
         torch.testing.assert_close(tensor, whole[key], rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("shard_latents", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize(("rows", "n"), [(512, 2048), (131072, 16384), (131072, 32768)])
+def test_a_cluster_is_asked_for_the_pieces_that_all_processes_have_in_hand(
+    rows, n, size, shard_latents
+):
+    method = METHODS["relu"](3, HYPERPARAMETERS)
+    method.ranks = Ranks(0, size, shard_latents)
+    own_rows, own_n = (rows, n / size) if shard_latents else (rows / size, n)
+    in_hand = size * own_rows * own_n / method.pieces(rows, own_n)
+    asked = memory.of_pre_activations(rows, n, size)
+    assert in_hand * memory.ACTIVE / 2 <= asked * (1 + 1e-9)
+    assert asked <= min(rows * n, size * memory.PIECE) * memory.ACTIVE / 2
 
 
 @pytest.fixture(scope="module")

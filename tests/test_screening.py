@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_kernel_laws import triples, whole
 
 from l0plane.kernels import arrays, cpu, selection
 from l0plane.kernels.arrays import array, tiles
+from l0plane.kernels.screening import Screen
 
 pytestmark = pytest.mark.skipif(not selection.SCREENS, reason="needs a CPU with bfloat16 products")
 ROWS, N, D, K = 40, 700, 64, 12
@@ -54,7 +53,7 @@ def kinds(seed, d):
 def test_no_pre_activation_is_farther_off_than_its_margin(d):
     x, encoder = kinds(1, d), kinds(2, d)
     n, none = len(encoder), np.zeros(len(encoder), np.float32)
-    screen = selection._Screen.of(x, encoder, none, none)
+    screen = Screen.of(x, encoder, none, none)
     ((part, tile),) = tiles(len(x), n)
     bits, margin = screen.product(part, tile)
     exact = x.double().numpy() @ encoder.double().numpy().T
@@ -120,16 +119,32 @@ def test_the_k_largest_are_those_of_the_whole_product(seed, with_bias, monkeypat
     assert triples(ours)[:2] == triples(theirs)[:2]
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(1, 40), st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_ties_and_what_few_values_are_positive_are_treated_alike(seed, d, most_negative):
+@pytest.mark.parametrize("most_negative", [False, True])
+@pytest.mark.parametrize("d", [7, 40])
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_and_few_positive_values_are_treated_alike(
+    seed, d, most_negative, monkeypatch, screenings
+):
     x, encoder, bias = whole(seed, ROWS, d), whole(seed + 1, N, d), whole(seed + 2, N)
     if most_negative:
         bias -= 3 * d
-    with pytest.MonkeyPatch.context() as patch:
-        for select, last in ((cpu.select_top_k, K), (cpu.select_above, 8.0 * d**0.5)):
-            ours = select(x, encoder, bias, last)
-            assert triples(ours) == triples(whole_product(patch, select, x, encoder, bias, last))
+    for number, (select, last) in enumerate(
+        ((cpu.select_top_k, K), (cpu.select_above, 8.0 * d**0.5)), start=1
+    ):
+        ours = select(x, encoder, bias, last)
+        assert len(screenings) == number
+        assert triples(ours) == triples(whole_product(monkeypatch, select, x, encoder, bias, last))
+
+
+def test_of_equal_latents_the_lower_are_kept_whatever_their_place(screenings):
+    x, encoder = problem(0)
+    x = x.abs()
+    places = [3, 77, 130, 255, 256, 300, 511, 690, 699]  # more than are computed at a time
+    encoder[places] = 500 * encoder[0].abs()
+    code = cpu.select_top_k(x, encoder, None, 7)
+    assert screenings
+    for row in range(ROWS):
+        assert sorted(code.indices[code.rows == row].tolist()) == places[:7]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -6,43 +6,20 @@ may be stands in `workflow/schemas/`; what values must be to each other is check
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import difflib
 import importlib.metadata
-import json
-import math
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
 from l0plane import model_directory
 from l0plane.files import UserError, matching_files, read_json
 from l0plane.formats import HUB, local_files
+from l0plane.schemas import is_whole, read_numbers, read_yaml, validate
 
 Config = dict[str, Any]
 
-
-def _is_whole(checker: Any, value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(checker: Any, value: Any) -> bool:
-    return _is_whole(checker, value) or (isinstance(value, float) and math.isfinite(value))
-
-
-#: JSON knows no NaN or infinity, YAML does; and a 5.0 would stand in paths as it is.
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_whole, "number": _is_finite}
-    ),
-)
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
@@ -98,8 +75,8 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
             if not (path / name).is_file():
                 raise UserError(f"{path}: no {name}, which {what}; copy that of _template")
         path = path / "method.yaml"
-        facts = _read_yaml(path)
-        _validate(facts, schema, f"{path}: ")
+        facts = read_yaml(path)
+        validate(facts, schema, f"{path}: ")
         facts.setdefault("hyperparameters", {})
         facts.setdefault("grid", {})
         unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
@@ -130,8 +107,8 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
         UserError: names the key and what was expected.
     """
     config = copy.deepcopy(config)
-    _read_numbers(config, schema)
-    _validate(config, schema, "")
+    read_numbers(config, schema)
+    validate(config, schema, "")
     config["corpus"] = _check_corpus(config["corpus"])
     config["methods"] = _expand_methods(config["methods"], methods, "methods")
     external = config["external"]
@@ -498,93 +475,10 @@ def _count(model: Config, facts: Config, *names: str) -> int | None:
         value = facts.get(name)
         if value is None:
             continue
-        if not _is_whole(None, value) or value < 1:
+        if not is_whole(value) or value < 1:
             raise UserError(
                 f"language_model.path: {Path(model['path'])}: {name} in its config.json is "
                 f"{value!r}; expected a positive whole number"
             )
         return value
     return None
-
-
-# --- schemas
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}: not valid YAML ({reason})") from None
-
-
-def _read_numbers(values: Any, schema: Path) -> None:
-    """Replace text by the number or truth value that the schema wants there, where it is one.
-
-    Snakemake reads everything inside a section given by --config as text, YAML 1.1 even 3e-3. A
-    whole number may be written 1e6 or 5.0, too.
-    """
-    truth = {"true": True, "false": False}
-    readers: dict[str, Callable[[Any], Any]] = {
-        "integer": _whole,
-        "number": float,
-        "boolean": truth.__getitem__,
-    }
-    for error in _Validator(_read_yaml(schema)).iter_errors(values):
-        reader = readers.get(error.schema.get("type", ""))
-        if error.validator != "type" or reader is None:
-            continue
-        if not isinstance(error.instance, (str, float)):
-            continue
-        *parents, last = error.absolute_path
-        section = values
-        for key in parents:
-            section = section[key]
-        with contextlib.suppress(ValueError, KeyError, OverflowError):
-            section[last] = reader(error.instance)
-
-
-def _whole(value: str | float) -> int:
-    """The whole number that is meant; ValueError or OverflowError where there is none."""
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)
-    number = float(value)
-    if number != int(number):
-        raise ValueError(f"{value} is not a whole number")
-    return int(number)
-
-
-def _validate(values: Any, schema: Path, where: str) -> None:
-    """Raise UserError at the first value that the JSON schema in the file `schema` refuses."""
-    validator = _Validator(_read_yaml(schema))
-    errors = sorted(validator.iter_errors(values), key=lambda error: list(map(str, error.path)))
-    if errors:
-        raise UserError(where + _explain(errors[0]))
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    """One line: the key, what it holds, what was expected (the schema's description)."""
-    key = ".".join(str(part) for part in error.absolute_path)
-    schema: Any = error.schema
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(schema["properties"])
-        unknown = sorted(map(str, set(error.instance) - set(known)))[0]
-        return f"{_join(key, unknown)}: unknown key; expected {_suggest(unknown, known)}"
-    if error.validator == "required" and isinstance(error.instance, dict):
-        missing = next(name for name in schema["required"] if name not in error.instance)
-        return f"{_join(key, missing)} is missing"
-    value = json.dumps(error.instance, default=str)
-    value = value if len(value) <= 60 else value[:57] + "..."
-    expected = schema.get("description", error.message)
-    return f"{key or 'the file'}: {value} is not what was expected: {expected}"
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
-
-
-def _suggest(unknown: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(unknown, list(known), n=1)
-    return f"{close[0]}?" if close else f"one of {', '.join(known)}"

@@ -36,7 +36,7 @@ export SLURM_CONF=/etc/slurm/slurm.conf
 ln -s "$place/slurm.conf" "$place/gres.conf" /etc/slurm/
 trap stop EXIT
 
-mkdir -p "$place"/{bin,state,spool,work}
+mkdir -p "$place"/{bin,state,spool,run}
 cat >"$place/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$(hostname)
@@ -96,14 +96,14 @@ done
 sinfo || { tail -n 20 "$place"/*.err "$place"/*.log >&2; exit 1; }
 
 cd "$repository"
-snakemake --profile profiles/slurm --directory "$place/work" --configfile config/smoke.yaml \
+snakemake --profile profiles/slurm --directory "$place/run" --configfile config/smoke.yaml \
     --config gpus=1 "$@" \
     --slurm-partition-config "$place/partitions.yaml" --max-threads "$cpus" --latency-wait 10 \
     --slurm-no-account --slurm-status-command squeue --slurm-init-seconds-before-status-checks 5 \
     --seconds-between-status-checks 5 --slurm-keep-successful-logs --slurm-logdir "$place/logs"
 
-test -s "$place/work/figures/smoke/figure2.png"
-test -s "$place/work/results/smoke/claims.csv"
+test -s "$place/run/figures/smoke/figure2.png"
+test -s "$place/run/results/smoke/claims.csv"
 echo "jobs of each rule that ran in Slurm:"
 for rule in "$place"/logs/*/; do echo "$(find "$rule" -type f | wc -l) $(basename "$rule")"; done
 echo "jobs by partition and state:"

@@ -1,13 +1,11 @@
 """Names and helper functions of all rules; the configuration is checked here, before any job."""
 
-import math
 import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from l0plane import config as l0config
-from l0plane import memory
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
@@ -59,87 +57,6 @@ wildcard_constraints:
     n=r"\d+",
     l0=r"\d+",
     seed=r"\d+",
-
-
-# --- what a job asks of a cluster beside its threads; on one machine nothing depends on it
-
-# Where a model is on the hub, its width is not known before it is there: as wide as they get.
-WIDTH = l0config.residual_width(config) or 4096
-# Of the text in memory, about: a web page of OpenWebText has 5 kB. The embedded text has 30 MB.
-TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
-# Processes that train one autoencoder, and how many of them hold all of it.
-PROCESSES = config["execution"]["processes"]
-COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
-
-
-def minutes(products):
-    """A run time limit that a slow machine keeps: half an hour, and so many multiplications."""
-    per_minute = 60 * (5e12 if config["gpus"] else 5e9)
-    return 30 + math.ceil(products / per_minute)
-
-
-def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1, processes=1):
-    """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
-
-    Weights, gradients, Adam's two moments and the average are 40 n d bytes; two shards are mapped
-    at once. A step costs less than three products of the encoder (docs/performance.md).
-    """
-    shards = 8 * WIDTH * config["activations"]["shard_tokens"]
-
-    def latents(wildcards):
-        return int(n or wildcards.n)
-
-    copies = COPIES if processes > 1 else 1
-    products = 3 * trainings * tokens * WIDTH
-
-    def megabytes(wildcards):
-        weights = 40 * WIDTH * copies * latents(wildcards)
-        batch = config["training"]["batch_tokens"]
-        step = memory.of_pre_activations(batch, latents(wildcards), processes)
-        return 3000 * processes + (weights + step + shards) // 10**6
-
-    return {
-        "mem_mb": megabytes,
-        "runtime": lambda wildcards: minutes(products * latents(wildcards)),
-        "gpu": config["gpus"] * processes,
-    }
-
-
-def language_model_resources(tokens, products=0):
-    """The same of a job that runs the language model on `tokens`, and `products` beside."""
-    weights = 144 * WIDTH**2  # of twelve layers
-    return {
-        "mem_mb": 4000 + 4 * weights // 10**6,
-        "runtime": minutes(tokens * weights + products),
-        "gpu": config["gpus"],
-    }
-
-
-def language_model_training_resources():
-    """The same of training the embedded language model, whose operations are three passes'."""
-    own = config["language_model_training"]
-    weights = own["width"] * (12 * own["layers"] * own["width"] + own["vocabulary"])
-    return {
-        "mem_mb": 6000 + 16 * weights // 10**6,
-        "runtime": minutes(3 * own["tokens"] * weights),
-        "gpu": config["gpus"],
-    }
-
-
-def text_resources(minutes):
-    """The same of a job that holds the text, or its tokens and copies of them, in memory."""
-    return {"mem_mb": 4000 + 4 * TEXT_MB, "runtime": minutes}
-
-
-def evaluation_resources(method):
-    """The same of everything that is measured on one method's autoencoders."""
-    levels = l0config.levels(config)
-    passes = len(levels) + config["progressive"]["points"] * len(
-        l0config.panel_levels(config, "progressive")
-    )
-    tokens = passes * config["evaluation"]["contexts"] * config["language_model"]["context"]
-    n = max(level.n for level in levels)
-    return language_model_resources(tokens, 2 * tokens * n * WIDTH)
 
 
 # --- the language model
@@ -229,25 +146,6 @@ def streamed_methods():
         for method in config["methods"]
         if f"train_{method}" in shared and "derived_from" not in METHODS[method]
     ]
-
-
-def streamed_resources():
-    """The same of a job that trains all levels of a method: language model, buffer, trainings."""
-    settings = config["training"]
-    rows = settings["stream_buffer_tokens"] + 2 * settings["batch_tokens"]
-    sizes = [level.n for level in l0config.levels(config)]
-    latents = sum(sizes)
-    products = 3 * settings["tokens"] * WIDTH * latents
-    # Of encoder and decoder each: values, gradients, two moments, the average.
-    trainings = 4 * WIDTH * (PROCESSES * rows + COPIES * 2 * 5 * latents)
-    # One of the trainings takes its step at a time.
-    step = memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
-    of_model = language_model_resources(settings["tokens"], products)
-    return {
-        **of_model,
-        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + (trainings + step) // 10**6,
-        "gpu": PROCESSES * of_model["gpu"],
-    }
 
 
 # --- measurements and tuning

@@ -17,20 +17,15 @@ from torch import Tensor
 from l0plane.code import ByLatent, Code
 from l0plane.kernels.arrays import FAST, array, sampled, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
-from l0plane.kernels.selection import select_above, select_top_k, top_k_mask
-
-__all__ = [
-    "adam",
-    "latent_sums",
-    "places",
-    "product",
-    "sampled_product",
-    "select_above",
-    "select_top_k",
-    "top_k_mask",
-    "transpose",
-    "transposed_product",
-]
+from l0plane.kernels.selection import (
+    select_above as select_above,
+)
+from l0plane.kernels.selection import (
+    select_top_k as select_top_k,
+)
+from l0plane.kernels.selection import (
+    top_k_mask as top_k_mask,
+)
 
 #: Above this share of active latents a dense product is faster than a sparse one: more than that
 #: where the decoder fits in cache, about that where it does not.

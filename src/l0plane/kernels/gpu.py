@@ -25,20 +25,17 @@ from torch import Tensor
 from l0plane.code import ByLatent, Code
 from l0plane.files import UserError
 from l0plane.kernels import reference
-from l0plane.kernels.reference import BETAS, EPS, AdamState, places, top_k_mask
-
-__all__ = [
-    "adam",
-    "latent_sums",
-    "places",
-    "product",
-    "sampled_product",
-    "select_above",
-    "select_top_k",
-    "top_k_mask",
-    "transpose",
-    "transposed_product",
-]
+from l0plane.kernels.reference import (
+    BETAS,
+    EPS,
+    AdamState,
+)
+from l0plane.kernels.reference import (
+    places as places,
+)
+from l0plane.kernels.reference import (
+    top_k_mask as top_k_mask,
+)
 
 #: Floats in a tile of pre-activations (1 GiB): enough rows for an efficient product.
 TILE_FLOATS = 1 << 28

@@ -2,17 +2,16 @@
 
 To know them takes the product of all activations with all of the encoder, the most costly part of
 a training step. Where the processor multiplies bfloat16 numbers, the product of rounded factors,
-twice as fast, comes first. It screens: how far rounding can have moved a pre-activation is known
-(`_Screen`), so that only the few that it cannot rule out are computed in float32, from the factors
-as they are. Nothing is approximated: active latents and values are those of the whole float32
-product, but for the order in which sums are taken.
+twice as fast, comes first. It screens: how far rounding can have moved a pre-activation is known,
+so that only the few that it cannot rule out are computed in float32, from the factors as they are.
+Nothing is approximated: active latents and values are those of the whole float32 product, but for
+the order in which sums are taken.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from l0plane.code import Code
 from l0plane.device import multiplies_bfloat16
 from l0plane.kernels.arrays import FAST, array, sampled, tiles
+from l0plane.kernels.screening import Screen
 
 #: Whether to screen: elsewhere the rounded product is slower, and how it sums is not known.
 SCREENS = multiplies_bfloat16()
@@ -98,7 +98,7 @@ def _selected(
     x: Tensor, encoder: Tensor, offset: np.ndarray, cut: np.ndarray, find: Find, screens: bool
 ) -> Iterator[tuple[slice, Candidates]]:
     """For each tile its rows, and the candidates that `find` has in each, all above `cut`."""
-    screen = _Screen.of(x, encoder, offset, cut) if screens else None
+    screen = Screen.of(x, encoder, offset, cut) if screens else None
     for part, tile in tiles(len(x), len(encoder)):
         if screen is not None:
             candidates = find(array(tile), *screen.product(part, tile))
@@ -111,73 +111,6 @@ def _selected(
             screen = None  # nor will the next tiles have fewer
         torch.mm(x[part], encoder.T, out=tile)
         yield part, find(array(tile), np.empty((0, 0), np.uint16), np.empty(0, np.float32))
-
-
-class _Screen(NamedTuple):
-    """Factors rounded to bfloat16, and how far that can move a product of their rows.
-
-    Of rows x, w and rounded ones x', w': `x w - x' w' = (x - x') w + x' (w - w')`, so that by
-    Cauchy and Schwarz `|x w - x' w'| <= |x - x'| |w| + |x'| |w - w'|`. The margin is this for the
-    largest `|w|` and `|w - w'|`, and a little for float32: `d 2^-24 |x| |w|` for each of the sums
-    in question, last bits of offset and threshold, and products too small for a normal number.
-    What rounding the product itself does is in proportion to it: `_read` adds that.
-    """
-
-    x: Tensor
-    """bfloat16 `[rows, d]`."""
-    encoder: Tensor
-    """bfloat16 `[n, d]`."""
-    margin: np.ndarray
-    """`[rows]`."""
-
-    @classmethod
-    def of(cls, x: Tensor, encoder: Tensor, offset: np.ndarray, cut: np.ndarray) -> _Screen | None:
-        """None if anything is not finite, or near to it: no margin holds there."""
-        rounded_x, norm_x, error_x = _rounded(x)
-        rounded, norm, error = _rounded(encoder)
-        w, off = norm.max(), error.max()
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = x.shape[1] * 2.0**-22 * norm_x * w
-            compared = 2.0**-22 * (np.abs(offset).max() + np.abs(cut).max())
-            margin = 1.001 * (error_x * (w + off) + norm_x * off + sums + compared) + 1e-30
-        if not (margin < 1e30).all():
-            return None
-        return cls(rounded_x, rounded, margin.astype(np.float32))
-
-    def product(self, part: slice, tile: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Bits of the rounded product `[rows, n]`, in the tile's memory, and the rows' margins."""
-        out = tile.view(-1).view(torch.bfloat16)[: tile.numel()].view(tile.shape)
-        torch.mm(self.x[part], self.encoder.T, out=out)
-        return out.view(torch.uint16).numpy(), self.margin[part]
-
-
-def _rounded(matrix: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """A matrix in bfloat16; of each row its norm, and that of what rounding took."""
-    out = torch.empty(matrix.shape, dtype=torch.bfloat16)
-    norms, errors = np.empty((2, len(matrix)))
-    _round(array(matrix), out.view(torch.uint16).numpy(), norms, errors)
-    lost = 2.0**-63 * math.sqrt(matrix.shape[1])  # at most, in squares too small for float32
-    return out, norms + lost, errors + lost
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _round(matrix, out, norms, errors):
-    d = matrix.shape[1]
-    for r in prange(len(matrix)):
-        bits, target = matrix[r].view(np.uint32), out[r]
-        raw = np.empty(d, np.uint32)
-        for c in range(d):
-            # To the nearest, of two as near to the even one.
-            half = np.uint32(0x7FFF) + ((bits[c] >> np.uint32(16)) & np.uint32(1))
-            raw[c] = (bits[c] + half) & np.uint32(0xFFFF0000)
-            target[c] = np.uint16(raw[c] >> np.uint32(16))
-        value, rounded = matrix[r], raw.view(np.float32)
-        norm, error = np.float32(0.0), np.float32(0.0)
-        for c in range(d):
-            norm += value[c] * value[c]
-            error += (value[c] - rounded[c]) * (value[c] - rounded[c])
-        norms[r] = np.sqrt(norm)
-        errors[r] = np.sqrt(error)
 
 
 @njit(cache=True, fastmath=FAST)
@@ -222,13 +155,19 @@ def _drop(offset, cut, latents, values, starts, counts):
 # --- candidates: all values that exceed a threshold, or that may be among the k largest
 
 
+@njit(cache=True)
+def _room(rows, n):
+    """Arrays for the candidates of a tile, of which only what is written takes memory."""
+    latents, values = np.empty(rows * n, np.uint32), np.empty(rows * n, np.float32)
+    return latents, values, np.empty(rows, np.int64), np.empty(rows, np.int32)
+
+
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _exceeding(a, bits, offset, margin, cut, groups, parts):
     """Candidates are what exceeds `cut`; of a screening, what may. See `_selected`."""
     rows, n = a.shape
     members = n // groups
-    latents, values = np.empty(rows * n, np.uint32), np.empty(rows * n, np.float32)
-    starts, counts = np.empty(rows, np.int64), np.empty(rows, np.int32)
+    latents, values, starts, counts = _room(rows, n)
     for t in prange(parts):
         row = np.empty(n, np.float32)
         hits, group = np.empty(groups, np.int32), np.empty(groups + 1, np.uint32)
@@ -273,8 +212,7 @@ def _largest(a, bits, offset, margin, k, groups, parts):
     """
     rows, n = a.shape
     members = n // groups
-    latents, values = np.empty(rows * n, np.uint32), np.empty(rows * n, np.float32)
-    starts, counts = np.empty(rows, np.int64), np.empty(rows, np.int32)
+    latents, values, starts, counts = _room(rows, n)
     for t in prange(parts):
         row = np.empty(n, np.float32)
         # Latents i, i + groups, i + 2 groups, ... are one group, so that the maxima of all groups
