@@ -315,6 +315,17 @@ def test_tuning_rings_the_chosen_rate_and_labels_further_knobs(methods):
     assert labels == ["bandwidth = 0.1", "bandwidth = 0.3"]
 
 
+def test_tuning_draws_hollow_what_missed_its_l0(methods):
+    fig = draw_tuning(tidy.tuning(), methods)
+    topk = next(ax for ax in fig.axes if ax.get_title(loc="left") == "TopK")
+    (hollow,) = [line for line in topk.lines if line.get_markerfacecolor() == "white"]
+    assert list(hollow.get_xdata()) == [1e-2]
+    (legend,) = fig.legends
+    assert [text.get_text()[:6] for text in legend.get_texts()] == ["chosen", "hollow"]
+    fig = draw_tuning(tidy.tuning().assign(off_target=False), methods)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["chosen"]
+
+
 # Common form
 
 

@@ -250,7 +250,7 @@ def tuning() -> pd.DataFrame:
             rows.append(
                 _keys(method, N, L0, 0)
                 | {"learning_rate": rate, "nmse": nmse, "nmse_se": 0.005 * nmse, "l0": float(L0)}
-                | {"chosen": rate == 3e-3}
+                | {"off_target": rate == 1e-2, "chosen": rate == 3e-3}
                 | {name: PROVENANCE[name] for name in ("training_tokens", "version")}
             )
     return pd.DataFrame(rows)

@@ -32,6 +32,7 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
     """Validation nMSE against learning rate, one panel a method, the chosen run ringed.
 
     Where a method has a further knob, each of its values is one line, darker for larger values.
+    A hollow point missed the L0 by more than 10%: its error is another level's.
     The axis ends at an nMSE of 1: what lies above has diverged.
 
     What to see: each ring lies at the bottom of a valley, not at the end of the range tried, so
@@ -41,7 +42,7 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
     Raises:
         UserError: a missing column.
     """
-    require(tuning, "tuning", ["method", "learning_rate", "nmse", "chosen"])
+    require(tuning, "tuning", ["method", "learning_rate", "nmse", "off_target", "chosen"])
     tuning = tuning.dropna(subset=["learning_rate", "nmse"])
     if "value" not in tuning:
         tuning = tuning.assign(knob=None, value=np.nan)
@@ -60,6 +61,8 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
             color = shade(look.color, 0.2 + 0.6 * place)
             ax.plot(line["learning_rate"], line["nmse"], color=color, marker=look.marker)
             ax.lines[-1].set_label("_" if pd.isna(value) else f"{line['knob'].iloc[0]} = {value:g}")
+            missed = line[line["off_target"].astype(bool)]
+            ax.plot(missed["learning_rate"], missed["nmse"], look.marker, color=color, mfc="white")
         chosen = runs[runs["chosen"].astype(bool)]
         ax.plot(chosen["learning_rate"], chosen["nmse"], **_RING)
         ax.set_title(look.label, loc="left")
@@ -75,5 +78,9 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
         ax.set_xlabel("learning rate")
         ax.tick_params(labelbottom=True)
     fig.supylabel("validation normalised MSE", fontsize=10)
-    style.legend_below(fig, [Line2D([], [], label="chosen", **_RING)], columns=1)
+    handles = [Line2D([], [], label="chosen", **_RING)]
+    if tuning["off_target"].any():
+        label = r"hollow: $L_0$ over 10% off, never chosen"
+        handles.append(style.method_handle(label, style.GREY, "o", mfc="white", ls="none"))
+    style.legend_below(fig, handles, columns=len(handles))
     return fig
