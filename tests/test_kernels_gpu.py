@@ -48,9 +48,13 @@ def pieces(request, monkeypatch):
     """Pieces so small that these sizes have several of them, but where a test says otherwise."""
     if "full_size" not in request.node.name:
         monkeypatch.setattr(gpu, "SEGMENT", 32)
-        monkeypatch.setattr(gpu, "TILE_FLOATS", 140)
+        monkeypatch.setattr(gpu, "TILE_BYTES", 560)
+        monkeypatch.setattr(gpu, "GROUP", 4)
+        monkeypatch.setattr(gpu, "LEAST_GROUP", 2)
+        monkeypatch.setattr(gpu, "GROUPS_FOR_EACH", 2)
         monkeypatch.setattr(gpu, "GATHERED", 32)
-        monkeypatch.setattr(gpu, "COLUMNS", 8)
+        monkeypatch.setattr(gpu, "ROW_BYTES", 32)
+        monkeypatch.setattr(gpu, "PART", 2)
         monkeypatch.setattr(gpu, "DENSE_SHARE", 1.0)
 
 
@@ -104,6 +108,40 @@ def test_values_that_are_not_finite(k):
     assert torch.equal(kept[0, : counts[0]], top.values[order.indices])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [3, 7])
+def test_candidates_hold_the_largest_wherever_they_lie(k, dtype):
+    spread, together, ties, odd, few = draw(5, 80, seed=4)
+    together[8:24] += 10  # all in a few groups
+    ties[:] = ties.sign()
+    odd[[3, 20, 21, 40]] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0], device=DEVICE)
+    few = torch.where(few > 2, few, -1.0)
+    a = torch.stack([spread, together, ties, odd, few]).to(dtype)
+    found, counts, values = gpu._candidates(a, k, 4)
+    for row, places, count, kept in zip(a.float(), found, counts, values, strict=True):
+        row = row.nan_to_num(nan=-1.0, posinf=torch.inf)
+        order = torch.sort(row, descending=True, stable=True).indices[:k]
+        wanted = order[row[order] > 0]
+        assert torch.equal(kept[:count], row[places[:count].long()])
+        assert not kept[count:].any()
+        places = places[:count].tolist()
+        assert places == sorted(set(places))
+        assert set(wanted.tolist()) <= set(places)
+    assert counts.max() <= 16
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_the_k_largest_of_a_code(k):
+    x, encoder = draw(5, 12), draw(70, 12, seed=1)
+    x[1] = 0
+    code = reference.select_above(x, encoder, None, 1.0)
+    ties = code.with_values(code.values.round())
+    places = torch.arange(len(code.values), dtype=torch.int32, device=DEVICE)
+    single = Code(code.indptr[[0, -1]], places, ties.values, 999)
+    for each in (code, ties, single):
+        assert torch.equal(gpu.top_k_mask(each, k), reference.top_k_mask(each, k))
+
+
 def test_rows_without_positive_values_and_empty_codes():
     encoder = torch.ones(50, 4, device=DEVICE)
     x = torch.stack([-encoder[0], encoder[0], -encoder[0]])
@@ -116,10 +154,12 @@ def test_rows_without_positive_values_and_empty_codes():
     assert gpu.sampled_product(nothing, x[:1], encoder).shape == (0,)
 
 
-@pytest.mark.parametrize("d", [1, 12])
-def test_products(d):
-    code = random_code(3, 20)
-    decoder, gradient = draw(20, d, seed=1), draw(3, d, seed=2)
+@pytest.mark.parametrize(("d", "rows"), [(1, 3), (12, 3), (12, 17)])
+def test_products(d, rows):
+    code = random_code(rows, 20)
+    decoder, gradient = draw(20, d, seed=1), draw(rows, d, seed=2)
+    found, expected = (b.product(code, decoder, draw(d, seed=9)) for b in (gpu, reference))
+    torch.testing.assert_close(found, expected, **CLOSE)
     for name, operands in {
         "product": (decoder,),
         "transposed_product": (gradient,),
@@ -172,22 +212,58 @@ def test_full_size(n, k):
     same(gpu.select_top_k(x, encoder, None, k), reference.select_top_k(x, encoder, None, k))
     code = gpu.select_above(x, encoder, None, 20.0)
     same(code, reference.select_above(x, encoder, None, 20.0))
-    torch.testing.assert_close(gpu.product(code, encoder), reference.product(code, encoder))
+    near = {"rtol": 1e-4, "atol": 1e-3}
+    found, expected = (b.product(code, encoder) for b in (gpu, reference))
+    torch.testing.assert_close(found, expected, **near)
     found, expected = (b.transposed_product(code, x) for b in (gpu, reference))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(found, expected, **near)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="bfloat16 products with float32 sums need a GPU")
-def test_medium_precision_rounds_the_inputs_of_the_encoder_product_and_nothing_else():
-    x, encoder = draw(64, 256), draw(512, 256, seed=1)
+@pytest.fixture
+def rounded():
+    """Products whose inputs are rounded to bfloat16."""
     torch.set_float32_matmul_precision("medium")
-    try:
-        code = gpu.select_top_k(x, encoder, None, 8)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("rounded")
+def test_rounding_the_inputs_of_products_rounds_nothing_else():
+    x, encoder, d = draw(4, 60), draw(70, 60, seed=1), 12
+    near = {"rtol": 1e-5, "atol": 1e-4}
     exact = x.bfloat16().double() @ encoder.bfloat16().double().T
-    values = exact[code.rows, code.indices.long()].float()
-    torch.testing.assert_close(code.values, values, rtol=1e-5, atol=1e-4)
+    code = gpu.select_top_k(x, encoder, None, 3)
+    values, indices = exact.topk(3)
+    assert torch.equal(code.indices.view(4, 3).long(), indices.sort().values)
+    places = indices.sort().indices
+    torch.testing.assert_close(code.values.view(4, 3), values.gather(1, places).float(), **near)
+    decoder, gradient = draw(70, d, seed=1), draw(4, d, seed=2)
+    dense, wide = code.to_dense().double(), gradient.bfloat16().double()
+    torch.testing.assert_close(
+        gpu.product(code, decoder), (dense @ decoder.bfloat16().double()).float(), **near
+    )
+    torch.testing.assert_close(
+        gpu.transposed_product(code, gradient), (dense.T @ wide).float(), **near
+    )
+    expected = (wide @ decoder.bfloat16().double().T)[code.rows, code.indices.long()]
+    torch.testing.assert_close(
+        gpu.sampled_product(code, gradient, decoder), expected.float(), **near
+    )
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.skipif(DEVICE == "cpu", reason="bfloat16 products with float32 sums need a GPU")
+def test_full_size_rounded_selections():
+    x, encoder, bias = draw(64, 256), draw(16384, 256, seed=1), draw(16384, seed=2)
+    exact = x.bfloat16().double() @ encoder.bfloat16().double().T
+    for added, a in ((None, exact), (bias, exact + bias)):
+        code = gpu.select_top_k(x, encoder, added, 40)
+        values = a[code.rows, code.indices.long()].float()
+        torch.testing.assert_close(code.values, values, rtol=1e-5, atol=1e-4)
+        least = a.topk(40).values[:, -1:].float() - 1e-4
+        assert (code.values.view(64, 40) >= least).all()
+        code = gpu.select_above(x, encoder, added, 30.0)
+        assert abs(len(code.values) - int((a > 30).sum())) <= 2
 
 
 COMPILE = """
@@ -198,10 +274,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 gpu = import_module("l0plane.kernels.gpu")
 
-INTEGERS = {"indices", "latents", "counts", "ends", "indptr", "rows"}
-SCALARS = {"n": "i32", "width": "i32", "k": "i32", "d": "i32", "size": "i32"}
-SCALARS |= dict.fromkeys(["rate", "root", "scale", "ema_decay"], "fp32")
+INTEGERS = {"indices", "latents", "counts", "starts", "ends", "indptr", "rows"}
+INTEGERS |= {"candidates", "chosen", "firsts", "lasts"}
+SCALARS = dict.fromkeys(["n", "width", "groups", "k", "d", "size", "capacity"], "i32")
+SCALARS |= dict.fromkeys(["rate", "root", "scale", "ema_decay"], "fp32") | {"mask": "*i1"}
 CONSTANTS = {"BLOCK": 256, "TRIPLES": 8, "COLUMNS": 32, "UNIT_ROWS": True}
+CONSTANTS |= {"SHIFT": 12, "GROUPS": 1024, "GROUP": 32}
 CONSTANTS |= {"BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-9}
 
 
@@ -218,9 +296,15 @@ def compile(kernel, **constants):
     assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
 
 
-for name in ("_count_above", "_keep_above", "_top_k", "_sum_gathered", "_sampled_product", "_adam"):
+for name in (
+    *("_count_above", "_keep_above", "_group_maxima", "_narrow", "_top_k", "_mark_top_k"),
+    *("_sum_gathered", "_sampled_product", "_adam"),
+):
     compile(getattr(gpu, name))
 compile(gpu._top_k, latents=None)
+compile(gpu._sum_gathered, bias=None, sums=None, firsts=None, lasts=None)
+compile(gpu._count_above, bias=None)
+compile(gpu._keep_above, bias=None)
 """
 
 

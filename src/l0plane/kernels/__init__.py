@@ -86,8 +86,9 @@ def encode_above(
         Their code; the values are differentiable in `pre_bias`, `encoder` and `bias`.
     """
     with torch.no_grad():
-        code = _backend(x).select_above(x - pre_bias, encoder, bias, threshold)
-    return encoded(code, x, pre_bias, encoder, bias)
+        centred = _backend(x).centred(x, pre_bias)
+        code = _backend(x).select_above(centred, encoder, bias, threshold)
+    return _encoded(code, centred, pre_bias, encoder, bias)
 
 
 def encode_top_k(
@@ -110,10 +111,11 @@ def encode_top_k(
         raise ValueError(f"k is {k}; expected at least 1")
     with torch.no_grad():
         backend = _backend(x) if len(encoder) else reference
-        code = backend.select_top_k(x - pre_bias, encoder, bias, k)
+        centred = backend.centred(x, pre_bias)
+        code = backend.select_top_k(centred, encoder, bias, k)
         if top_k_mask is not None:
             code = code.keep(top_k_mask(code, k))
-    return encoded(code, x, pre_bias, encoder, bias)
+    return _encoded(code, centred, pre_bias, encoder, bias)
 
 
 def encoded(
@@ -123,25 +125,35 @@ def encoded(
 
     Arguments and result as for `encode_above`; the values of `code` are those pre-activations.
     """
+    with torch.no_grad():
+        centred = _backend(x).centred(x, pre_bias)
+    return _encoded(code, centred, pre_bias, encoder, bias)
+
+
+def _encoded(
+    code: Code, centred: Tensor, pre_bias: Tensor, encoder: Tensor, bias: Tensor | None
+) -> Code:
+    """As `encoded`, from what `centred` of a backend gave."""
     inputs = (pre_bias, encoder) if bias is None else (pre_bias, encoder, bias)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         return code
-    return code.with_values(_Encode.apply(code, x, *inputs))
+    return code.with_values(_Encode.apply(code, centred, *inputs))
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, code, x, pre_bias, encoder, bias=None):
+    def forward(ctx, code, centred, pre_bias, encoder, bias=None):
         ctx.code = code
-        ctx.save_for_backward(x - pre_bias, encoder)
+        ctx.save_for_backward(centred, encoder)
         return code.values
 
     @staticmethod
     def backward(ctx, grad_values):
         centred, encoder = ctx.saved_tensors
+        backend = _backend(grad_values)
         grad = ctx.code.with_values(grad_values.contiguous())
-        grad_encoder = _backend(centred).transposed_product(grad, centred)
-        sums = _backend(centred).latent_sums(grad)
+        grad_encoder = backend.transposed_product(grad, centred)
+        sums = backend.latent_sums(grad)
         needs_bias = len(ctx.needs_input_grad) > 4
         return (None, None, -(sums @ encoder), grad_encoder, *([sums] if needs_bias else []))
 
@@ -154,27 +166,29 @@ def decode(code: Code, decoder: Tensor, pre_bias: Tensor | None = None) -> Tenso
 
     Differentiable in the code's values, the decoder and the bias.
     """
-    out = _Decode.apply(code, code.values, decoder)
-    return out if pre_bias is None else out + pre_bias
+    return _Decode.apply(code, code.values, decoder, pre_bias)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, code, values, decoder):
+    def forward(ctx, code, values, decoder, pre_bias):
         ctx.code = code.with_values(values.detach())
         ctx.save_for_backward(decoder)
-        return _backend(decoder).product(ctx.code, decoder)
+        return _backend(decoder).product(ctx.code, decoder, pre_bias)
 
     @staticmethod
     def backward(ctx, grad):
         (decoder,) = ctx.saved_tensors
-        backend, grad = _backend(grad), grad.contiguous()
-        grad_values = grad_decoder = None
+        backend = _backend(grad)
+        grad_values = grad_decoder = grad_bias = None
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad.sum(0)
+        grad = backend.operand(grad)
         if ctx.needs_input_grad[1]:
             grad_values = backend.sampled_product(ctx.code, grad, decoder)
         if ctx.needs_input_grad[2]:
             grad_decoder = backend.transposed_product(ctx.code, grad)
-        return None, grad_values, grad_decoder
+        return None, grad_values, grad_decoder, grad_bias
 
 
 # --- one number per latent, at the active places

@@ -17,6 +17,8 @@ from torch import Tensor
 from l0plane.code import ByLatent, Code
 from l0plane.kernels.arrays import FAST, array, sampled, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
+from l0plane.kernels.reference import centred as centred
+from l0plane.kernels.reference import operand as operand
 from l0plane.kernels.selection import (
     select_above as select_above,
 )
@@ -126,21 +128,21 @@ def _pick(indptr, indices, dense, out):
             out[e] = row[indices[e]]
 
 
-def product(code: Code, matrix: Tensor) -> Tensor:
+def product(code: Code, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `reference.product`."""
     out = torch.empty(code.shape[0], matrix.shape[1])
     if _is_dense(code):
         for part, dense in _dense_tiles(code):
             torch.mm(dense, matrix.detach(), out=out[part])
-        return out
-    _product(
-        array(code.indptr),
-        array(code.indices),
-        array(code.values),
-        array(matrix),
-        array(out),
-    )
-    return out
+    else:
+        _product(
+            array(code.indptr),
+            array(code.indices),
+            array(code.values),
+            array(matrix),
+            array(out),
+        )
+    return out if bias is None else out.add_(bias.detach())
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)

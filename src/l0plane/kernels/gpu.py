@@ -1,20 +1,23 @@
 """Sparse code operations compiled for the GPU with Triton; float32.
 
-The encoder product is cuBLAS's, over tiles of rows; one program then selects from a row with the
-row in its registers. All other work is on the active triples, by row or by latent, each sum in
-one program and in a fixed order: no atomics, so that the same step gives the same bits.
+The encoder product is cuBLAS's, over tiles of rows; the largest of each group of pre-activations
+then say in which groups a row's `k` largest are, so that they are read once. All other work is on
+the active triples, by row or by latent, each sum in one program and in a fixed order: no atomics,
+so that the same step gives the same bits.
 
 The host waits for the device in one place: a selection reads how many triples there are, since the
 arrays that hold them have that length.
 
-The encoder product is float32 (TF32 off) unless the caller asks PyTorch for less. With
-`torch.set_float32_matmul_precision("medium")` its inputs are rounded to bfloat16 and its sums stay
-float32; parameters, gradients and optimiser are float32 in any case.
+Products are float32 (TF32 off) unless the caller asks PyTorch for less. With
+`torch.set_float32_matmul_precision("medium")` the inputs of all products are rounded to bfloat16
+and their sums stay float32, as do parameters, gradients and optimiser. Pre-activations among which
+the `k` largest are sought are then written in bfloat16, half the bytes. That costs no exactness:
+since rounding keeps the order, the `k` largest are among those that are not below the k-th largest
+when rounded, and these few are computed again in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,18 +36,23 @@ from l0plane.kernels.reference import (
 from l0plane.kernels.reference import (
     places as places,
 )
-from l0plane.kernels.reference import (
-    top_k_mask as top_k_mask,
-)
 
-#: Floats in a tile of pre-activations (1 GiB): enough rows for an efficient product.
-TILE_FLOATS = 1 << 28
+#: Bytes of a tile of pre-activations (1 GiB): enough rows for an efficient product.
+TILE_BYTES = 1 << 30
 #: Pre-activations that one program holds at a time: 16 registers of each of its threads.
 SEGMENT = 1 << 13
 WARPS = 16
-#: Floats of a matrix that one program of a product has in flight, and columns of it.
-GATHERED = 1 << 12
-COLUMNS = 128
+#: Neighbouring pre-activations in a group, at most and at least, and groups for each of the k
+#: largest: with fewer too many of the groups have one.
+GROUP, LEAST_GROUP = 32, 8
+GROUPS_FOR_EACH = 4
+#: Bytes of a row of a matrix that one warp reads at a time, 16 for each thread, and numbers of
+#: several rows that it has in flight.
+ROW_BYTES = 512
+GATHERED = 1 << 10
+#: Triples of a latent that one program adds up where there may be many: a latent that is often
+#: active would keep one program long after all others are done.
+PART = 1 << 9
 #: Places of triples are int32.
 MOST_TRIPLES = 2**31 - 1
 #: Above this share of active latents a dense product is faster than a sparse one.
@@ -65,9 +73,10 @@ def select_above(
     indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
     indices, values = [], []
     start = 0
-    for a in _preactivations(x, encoder, bias):
+    for rows in x.split(max(1, TILE_BYTES // (4 * n))):
+        a = _product(rows, encoder)
         counts = torch.empty(len(a), dtype=torch.int32, device=x.device)
-        _count_above[(len(a),)](a, cut, counts, n, SEGMENT, num_warps=WARPS)
+        _count_above[(len(a),)](a, bias, cut, counts, n, SEGMENT, num_warps=WARPS)
         ends = indptr[start + 1 : start + 1 + len(a)]
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
         found = int(ends[-1])
@@ -80,7 +89,7 @@ def select_above(
         indices.append(torch.empty(found, dtype=torch.int32, device=x.device))
         values.append(torch.empty(found, device=x.device))
         _keep_above[(len(a),)](
-            a, cut, ends, counts, indices[-1], values[-1], n, SEGMENT, num_warps=WARPS
+            a, bias, cut, ends, counts, indices[-1], values[-1], n, SEGMENT, num_warps=WARPS
         )
         ends += indptr[start]
         start += len(a)
@@ -88,10 +97,16 @@ def select_above(
 
 
 def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
-    """As `reference.select_top_k`."""
+    """As `reference.select_top_k`.
+
+    Where products are rounded to bfloat16, and of the pre-activations of a row more than `k` are
+    the same when rounded as its k-th largest, the first of these are taken.
+    """
     n = len(encoder)
     k = min(k, n)
-    tiles = [_largest(a, None, k) for a in _preactivations(x, encoder, bias)]
+    x, encoder = operand(x), operand(encoder)
+    rows = max(1, TILE_BYTES // (x.element_size() * n))
+    tiles = [_top_k_of(tile, encoder, bias, k) for tile in x.split(rows)]
     indices, values, counts = (torch.cat(pieces) for pieces in zip(*tiles, strict=True))
     indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
     torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
@@ -101,15 +116,72 @@ def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Cod
     return Code(indptr, indices.reshape(-1), values.reshape(-1), n)
 
 
-def _preactivations(x: Tensor, encoder: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
-    """Tile after tile of `reference.preactivations`, float32 `[rows, n]`."""
+def _top_k_of(
+    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_largest` gives, of a tile of rows."""
+    n = len(encoder)
+    group = min(GROUP, triton.next_power_of_2(n // (GROUPS_FOR_EACH * k) + 1) // 2)
+    screened = n > SEGMENT and group >= LEAST_GROUP
+    if not (screened and x.dtype == torch.bfloat16 and bias is None):
+        a = _product(x, encoder)
+        a = a if bias is None else a.add_(bias)
+        if not screened:
+            return _largest(a, None, k)
+        candidates, counts, values = _candidates(a, k, group)
+        return _largest(values, candidates, k)
+    candidates, counts, values = _candidates(x @ encoder.T, k, group)
+    starts = torch.arange(len(x), dtype=torch.int32, device=x.device) * candidates.shape[1]
+    _sampled(starts, starts + counts, candidates, x, encoder, values)
+    return _largest(values, candidates, k)
+
+
+def operand(matrix: Tensor) -> Tensor:
+    """As `reference.operand`: rounded to bfloat16 if PyTorch is told so."""
     rounded = torch.get_float32_matmul_precision() == "medium"
-    if rounded:
-        x, encoder = x.bfloat16(), encoder.bfloat16()
-    for rows in x.split(max(1, TILE_FLOATS // len(encoder))):
-        options: dict[str, Any] = {"out_dtype": torch.float32} if rounded else {}
-        a = torch.mm(rows, encoder.T, **options)
-        yield a if bias is None else a.add_(bias)
+    return (matrix.bfloat16() if rounded else matrix).contiguous()
+
+
+def centred(x: Tensor, pre_bias: Tensor) -> Tensor:
+    """As `reference.centred`."""
+    return operand(x - pre_bias)
+
+
+def _product(x: Tensor, encoder: Tensor) -> Tensor:
+    """`x encoder^T`, `[rows, n]`, with float32 sums."""
+    x, encoder = operand(x), operand(encoder)
+    options: dict[str, Any] = {"out_dtype": torch.float32} if x.dtype == torch.bfloat16 else {}
+    return torch.mm(x, encoder.T, **options)
+
+
+def _candidates(a: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places in `a [rows, n]` among which are the `k` largest positive values of each row.
+
+    `group` neighbours are looked at together.
+
+    Returns:
+        int32 `[rows, capacity]`, in order; how many there are, int32 `[rows]`; their values,
+        float32 `[rows, capacity]`, zero where there are fewer.
+    """
+    rows, n = a.shape
+    groups = triton.cdiv(n, group)
+    maxima = torch.empty(rows, groups, dtype=a.dtype, device=a.device)
+    _group_maxima[(rows, triton.cdiv(n, SEGMENT // 2))](
+        *(a, maxima, n, groups),
+        *(group, SEGMENT // 2),
+    )
+    capacity = triton.next_power_of_2(2 * k)
+    chosen, candidates = torch.empty(2, rows, capacity, dtype=torch.int32, device=a.device)
+    values = torch.zeros(rows, capacity, device=a.device)
+    counts = torch.empty(rows, dtype=torch.int32, device=a.device)
+    block = triton.next_power_of_2(groups)
+    _narrow[(rows,)](
+        *(a, maxima, chosen, candidates, values, counts, n, groups, k, capacity),
+        # float32 is first compared by its upper bits, as many as bfloat16 has and four more.
+        *(16 if a.dtype == torch.bfloat16 else 12, group, block, 1024),
+        num_warps=min(WARPS, max(1, block // 1024)),
+    )
+    return candidates, counts, values
 
 
 def _largest(a: Tensor, latents: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,27 +206,43 @@ def _largest(a: Tensor, latents: Tensor | None, k: int) -> tuple[Tensor, Tensor,
     return (indices, values, counts[:, 0]) if segments == 1 else _largest(values, indices, k)
 
 
+def top_k_mask(code: Code, k: int) -> Tensor:
+    """As `reference.top_k_mask`, of a code whose rows are in the order of latents."""
+    values = code.values.detach()
+    if code.shape[0] == 1:  # a whole batch, say: not work for one program
+        least = torch.topk(values, min(k, len(values)), sorted=True).values[-1:]
+        above, last = values > least, values == least
+        return above | (last & (last.cumsum(0) <= k - above.sum()))
+    mask = torch.empty(len(values), dtype=torch.bool, device=values.device)
+    _mark_top_k[(code.shape[0],)](code.indptr, values, mask, k, 256, num_warps=1)
+    return mask
+
+
 @triton.jit
-def _count_above(a, cut, counts, n, BLOCK: tl.constexpr):
+def _count_above(a, bias, cut, counts, n, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, n, BLOCK):
         latent = start + tl.arange(0, BLOCK)
         inside = latent < n
         v = tl.load(a + row * n + latent, mask=inside, other=0.0)
+        if bias is not None:
+            v += tl.load(bias + latent, mask=inside, other=0.0)
         above = inside & (v > tl.load(cut + latent, mask=inside, other=0.0))
         count += above.to(tl.int32)
     tl.store(counts + row, tl.sum(count))
 
 
 @triton.jit
-def _keep_above(a, cut, ends, counts, indices, values, n, BLOCK: tl.constexpr):
+def _keep_above(a, bias, cut, ends, counts, indices, values, n, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(ends + row) - tl.load(counts + row)
     for start in range(0, n, BLOCK):
         latent = start + tl.arange(0, BLOCK)
         inside = latent < n
         v = tl.load(a + row * n + latent, mask=inside, other=0.0)
+        if bias is not None:
+            v += tl.load(bias + latent, mask=inside, other=0.0)
         above = inside & (v > tl.load(cut + latent, mask=inside, other=0.0))
         rank = tl.cumsum(above.to(tl.int32), 0)
         tl.store(indices + place + rank - 1, latent, mask=above)
@@ -163,14 +251,114 @@ def _keep_above(a, cut, ends, counts, indices, values, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _bits(a, place, width):
+    """Positive floats are in the order of their bits; all other values, NaN too, become zero."""
+    v = tl.load(a + place, mask=place < width, other=0.0).to(tl.float32)
+    return tl.where(v > 0, v.to(tl.int32, bitcast=True), 0)
+
+
+@triton.jit
+def _group_maxima(a, maxima, n, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    place = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    v = tl.load(a + row * n + place, mask=place < n, other=0.0)
+    tl.store(maxima + row * groups + group, tl.max(v, 1), mask=group < groups)
+
+
+@triton.jit
+def _narrow(
+    a,
+    maxima,
+    chosen,
+    candidates,
+    values,
+    counts,
+    n,
+    groups,
+    k,
+    capacity,
+    SHIFT: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    a += row * n
+    chosen += row * capacity
+    candidates += row * capacity
+    values += row * capacity
+    # At least k values are not below what the largest of k groups are not below.
+    group = tl.arange(0, GROUPS)
+    largest = _bits(maxima + row * groups, group, groups)
+    top = tl.max(largest) + 1
+    largest = largest >> SHIFT
+    low = 1
+    high = tl.max(largest) + 1
+    found = tl.sum((largest >= low).to(tl.int32))
+    while (found > k) & (high - low > 1):
+        middle = low + (high - low) // 2
+        count = tl.sum((largest >= middle).to(tl.int32))
+        enough = count >= k
+        found = tl.where(enough, count, found)
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    wanted = largest >= low
+    order = tl.cumsum(wanted.to(tl.int32), 0)
+    tl.store(chosen + order - 1, group, mask=wanted & (order <= capacity))
+    low = low << SHIFT
+    tl.debug_barrier()
+    # No other group has any that is not below.
+    column = tl.arange(0, BLOCK)
+    count = tl.where(found > capacity, capacity + 1, 0)
+    members = tl.where(found > capacity, 0, found * GROUP)
+    for first in range(0, members, BLOCK):
+        member = first + column
+        inside = member < members
+        place = tl.load(chosen + member // GROUP, mask=inside, other=0) * GROUP + member % GROUP
+        bits = _bits(a, tl.where(inside, place, n), n)
+        kept = bits >= low
+        rank = count + tl.cumsum(kept.to(tl.int32), 0)
+        fits = kept & (rank <= capacity)
+        tl.store(candidates + rank - 1, place, mask=fits)
+        tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=fits)
+        count += tl.sum(kept.to(tl.int32))
+    if count > capacity:
+        # Some groups have many large values: bisection over the whole row, and of those that are
+        # equal to the last as many as there is room for.
+        count = n
+        high = top
+        while (count > capacity) & (high - low > 1):
+            middle = low + (high - low) // 2
+            found = 0
+            for start in range(0, n, BLOCK):
+                found += tl.sum((_bits(a, start + column, n) >= middle).to(tl.int32))
+            enough = found >= k
+            count = tl.where(enough, found, count)
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+        room = capacity
+        for start in range(0, n, BLOCK):
+            room -= tl.sum((_bits(a, start + column, n) > low).to(tl.int32))
+        count = 0
+        for start in range(0, n, BLOCK):
+            bits = _bits(a, start + column, n)
+            last = (bits == low).to(tl.int32)
+            kept = (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
+            room -= tl.sum(last)
+            rank = count + tl.cumsum(kept.to(tl.int32), 0)
+            tl.store(candidates + rank - 1, start + column, mask=kept)
+            tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=kept)
+            count += tl.sum(kept.to(tl.int32))
+    tl.store(counts + row, count)
+
+
+@triton.jit
 def _top_k(a, latents, indices, values, counts, width, k, BLOCK: tl.constexpr):
     row, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     segments = tl.num_programs(1)
     place = segment * BLOCK + tl.arange(0, BLOCK)
-    inside = place < width
-    v = tl.load(a + row * width + place, mask=inside, other=0.0)
-    # Positive floats are in the order of their bits; all other values, NaN too, become zero.
-    bits = tl.where(v > 0, v.to(tl.int32, bitcast=True), 0)
+    bits = _bits(a + row * width, place, width)
     # Bisection: at least k values have `low` or more (or all that are positive), fewer `high`.
     low = 1
     high = tl.max(bits) + 1
@@ -192,8 +380,42 @@ def _top_k(a, latents, indices, values, counts, width, k, BLOCK: tl.constexpr):
         latent = tl.load(latents + row * width + place, mask=kept, other=0)
     out = (row * segments + segment) * k + rank - 1
     tl.store(indices + out, latent, mask=kept)
-    tl.store(values + out, v, mask=kept)
+    tl.store(values + out, bits.to(tl.float32, bitcast=True), mask=kept)
     tl.store(counts + row * segments + segment, tl.sum(kept.to(tl.int32)))
+
+
+@triton.jit
+def _mark_top_k(indptr, values, mask, k, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.load(indptr + row)
+    length = tl.load(indptr + row + 1) - first
+    values += first
+    mask += first
+    place = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, length, BLOCK):
+        largest = tl.maximum(largest, _bits(values, start + place, length))
+    low = 1
+    high = tl.max(largest) + 1
+    found = length
+    while (found > k) & (high - low > 1):
+        middle = low + (high - low) // 2
+        count = 0
+        for start in range(0, length, BLOCK):
+            count += tl.sum((_bits(values, start + place, length) >= middle).to(tl.int32))
+        enough = count >= k
+        found = tl.where(enough, count, found)
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    room = k
+    for start in range(0, length, BLOCK):
+        room -= tl.sum((_bits(values, start + place, length) > low).to(tl.int32))
+    for start in range(0, length, BLOCK):
+        bits = _bits(values, start + place, length)
+        last = (bits == low).to(tl.int32)
+        kept = (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
+        room -= tl.sum(last)
+        tl.store(mask + start + place, kept, mask=start + place < length)
 
 
 def transpose(code: Code) -> ByLatent:
@@ -208,17 +430,21 @@ def _is_dense(code: Code) -> bool:
     return len(code.indices) > DENSE_SHARE * code.shape[0] * code.n
 
 
-def product(code: Code, matrix: Tensor) -> Tensor:
+def product(code: Code, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `reference.product`."""
+    matrix = operand(matrix)
     if _is_dense(code):
-        return reference.product(code, matrix)
-    return _gathered_sums(code.indptr, code.indices, code.values, matrix)
+        return reference.product(code, matrix.float(), bias)
+    out = torch.empty(code.shape[0], matrix.shape[1], device=matrix.device)
+    triples = (code.indices, code.values)
+    return _sum(code.indptr[:-1], code.indptr[1:], *triples, matrix, out, bias=bias)
 
 
 def transposed_product(code: Code, matrix: Tensor) -> Tensor:
     """As `reference.transposed_product`."""
+    matrix = operand(matrix)
     if _is_dense(code):
-        return reference.transposed_product(code, matrix)
+        return reference.transposed_product(code, matrix.float())
     return _summed_by_latent(code, matrix)
 
 
@@ -229,73 +455,133 @@ def latent_sums(code: Code) -> Tensor:
 
 def _summed_by_latent(code: Code, matrix: Tensor) -> Tensor:
     indptr, rows, order = code.by_latent
-    return _gathered_sums(indptr, rows, code.values.index_select(0, order), matrix)
+    starts, ends = indptr[:-1], indptr[1:]
+    triples = (rows, code.values.index_select(0, order), matrix)
+    out = torch.empty(code.n, matrix.shape[1], device=matrix.device)
+    if code.shape[0] <= 8 * PART:
+        return _sum(starts, ends, *triples, out)
+    # First what a latent has beyond PART triples, PART by PART, a sum for each of these pieces, of
+    # which there are `most` at most; then the others, to which these sums are added.
+    most = len(rows) // PART
+    pieces = (ends - starts - 1).clamp(min=0) // PART
+    behind = pieces.cumsum(0)
+    piece = torch.arange(most, device=rows.device)
+    owner = torch.searchsorted(behind, piece, right=True).clamp(max=code.n - 1)
+    first = starts[owner] + PART * (1 + piece - (behind - pieces)[owner])
+    first = torch.where(piece < behind[-1], first, indptr[-1])
+    sums = torch.empty(most, matrix.shape[1], device=matrix.device)
+    _sum(first, torch.minimum(first + PART, ends[owner]), *triples, sums)
+    short = torch.minimum(starts + PART, ends)
+    return _sum(starts, short, *triples, out, more=(sums, behind - pieces, behind))
 
 
-def _gathered_sums(indptr: Tensor, rows: Tensor, values: Tensor, matrix: Tensor) -> Tensor:
-    """`out[i]`: the sum of `values[e] matrix[rows[e]]` over e from `indptr[i]` to `indptr[i + 1]`.
+def _sum(
+    starts: Tensor,
+    ends: Tensor,
+    rows: Tensor,
+    values: Tensor,
+    matrix: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    more: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`out[i]`: the sum of `values[e] matrix[rows[e]]` over e from `starts[i]` to `ends[i]`.
 
-    `[len(indptr) - 1, d]`, for a `matrix` of width d.
+    `bias [d]` is added to each, and so are of `more`, sums, starts and ends, the sums from start to
+    end. Returns `out`, `[len(starts), d]`.
     """
     d = matrix.shape[1]
-    out = torch.empty(len(indptr) - 1, d, device=matrix.device)
-    columns = min(COLUMNS, triton.next_power_of_2(d))
+    columns = min(ROW_BYTES // matrix.element_size(), triton.next_power_of_2(d))
     _sum_gathered[(len(out), triton.cdiv(d, columns))](
-        *(indptr, rows, values, matrix.contiguous(), out, d),
+        *(starts, ends, rows, values, matrix, bias, *(more or (None, None, None)), out, d),
         *(GATHERED // columns, columns),
+        num_warps=1,
     )
     return out
 
 
 @triton.jit
 def _sum_gathered(
-    indptr, rows, values, matrix, out, d, TRIPLES: tl.constexpr, COLUMNS: tl.constexpr
+    starts,
+    ends,
+    rows,
+    values,
+    matrix,
+    bias,
+    sums,
+    firsts,
+    lasts,
+    out,
+    d,
+    TRIPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([COLUMNS], tl.float32)
-    end = tl.load(indptr + i + 1)
-    for start in range(tl.load(indptr + i), end, TRIPLES):
+    products = tl.zeros([TRIPLES, COLUMNS], tl.float32)
+    end = tl.load(ends + i).to(tl.int32)
+    for start in range(tl.load(starts + i).to(tl.int32), end, TRIPLES):
         e = start + tl.arange(0, TRIPLES)
         row = tl.load(rows + e, mask=e < end, other=0).to(tl.int64)
         v = tl.load(values + e, mask=e < end, other=0.0)
         inside = (e < end)[:, None] & (column < d)[None, :]
         m = tl.load(matrix + row[:, None] * d + column[None, :], mask=inside, other=0.0)
-        total += tl.sum(v[:, None] * m, 0)
+        products += v[:, None] * m.to(tl.float32)
+    total = tl.sum(products, 0)
+    if bias is not None:
+        total += tl.load(bias + column, mask=column < d, other=0.0)
+    if sums is not None:
+        place = tl.load(firsts + i).to(tl.int64)
+        last = tl.load(lasts + i).to(tl.int64)
+        while place < last:
+            total += tl.load(sums + place * d + column, mask=column < d, other=0.0)
+            place += 1
     tl.store(out + i * d + column, total, mask=column < d)
 
 
 def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
     """As `reference.sampled_product`."""
+    left, right = operand(left), operand(right)
     if _is_dense(code):
-        return reference.sampled_product(code, left, right)
-    d = left.shape[1]
+        return reference.sampled_product(code, left.float(), right.float())
     out = torch.empty(len(code.indices), device=left.device)
-    columns = min(COLUMNS, triton.next_power_of_2(d))
-    _sampled_product[(code.shape[0],)](
-        *(code.indptr, code.indices, left.contiguous(), right.contiguous(), out, d),
+    return _sampled(code.indptr[:-1], code.indptr[1:], code.indices, left, right, out)
+
+
+def _sampled(
+    starts: Tensor, ends: Tensor, indices: Tensor, left: Tensor, right: Tensor, out: Tensor
+) -> Tensor:
+    """`out[e]`: the product of `left[i]` and `right[indices[e]]`, e from `starts[i]` to `ends[i]`.
+
+    `indices` and `out` may be of any shape. Returns `out`.
+    """
+    d = left.shape[1]
+    columns = min(ROW_BYTES // left.element_size(), triton.next_power_of_2(d))
+    _sampled_product[(len(left),)](
+        *(starts, ends, indices, left, right, out, d),
         *(GATHERED // columns, columns),
+        num_warps=1,
     )
     return out
 
 
 @triton.jit
 def _sampled_product(
-    indptr, indices, left, right, out, d, TRIPLES: tl.constexpr, COLUMNS: tl.constexpr
+    starts, ends, indices, left, right, out, d, TRIPLES: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
-    end = tl.load(indptr + row + 1)
-    for start in range(tl.load(indptr + row), end, TRIPLES):
+    end = tl.load(ends + row)
+    for start in range(tl.load(starts + row), end, TRIPLES):
         e = start + tl.arange(0, TRIPLES)
         latent = tl.load(indices + e, mask=e < end, other=0).to(tl.int64)
-        total = tl.zeros([TRIPLES], tl.float32)
+        products = tl.zeros([TRIPLES, COLUMNS], tl.float32)
         for first in range(0, d, COLUMNS):
             column = first + tl.arange(0, COLUMNS)
-            mine = tl.load(left + row * d + column, mask=column < d, other=0.0)
+            mine = tl.load(left + row * d + column, mask=column < d, other=0.0).to(tl.float32)
             inside = (e < end)[:, None] & (column < d)[None, :]
             m = tl.load(right + latent[:, None] * d + column[None, :], mask=inside, other=0.0)
-            total += tl.sum(mine[None, :] * m, 1)
-        tl.store(out + e, total, mask=e < end)
+            products += mine[None, :] * m.to(tl.float32)
+        tl.store(out + e, tl.sum(products, 1), mask=e < end)
 
 
 def adam(

@@ -28,6 +28,16 @@ class AdamState:
     step: int = 0
 
 
+def operand(matrix: Tensor) -> Tensor:
+    """A matrix as the products of a backend take it; worth keeping for what enters several."""
+    return matrix.contiguous()
+
+
+def centred(x: Tensor, pre_bias: Tensor) -> Tensor:
+    """`x - b_pre`, as an operand."""
+    return x - pre_bias
+
+
 def preactivations(x: Tensor, encoder: Tensor, bias: Tensor | None) -> Tensor:
     """`x encoder^T + bias`, `[rows, n]`; `x` already has b_pre subtracted."""
     a = x @ encoder.T
@@ -94,9 +104,10 @@ def transpose(code: Code) -> ByLatent:
     return ByLatent(indptr, code.rows[order].int(), order.int())
 
 
-def product(code: Code, matrix: Tensor) -> Tensor:
-    """Code times `matrix` `[n, d]`: `[rows, d]`."""
-    return code.to_dense() @ matrix
+def product(code: Code, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Code times `matrix` `[n, d]`, plus `bias [d]` if there is one: `[rows, d]`."""
+    out = code.to_dense() @ matrix
+    return out if bias is None else out + bias
 
 
 def transposed_product(code: Code, matrix: Tensor) -> Tensor:
