@@ -6,6 +6,7 @@ Gao et al. 2024, Appendix A.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Trainer:
         self.steps = 0
         latents = next(p for key, p in parameters.items() if key != REPLICATED)
         self.silent_tokens = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+        #: No latent has been silent for longer.
+        self._silent_at_most = math.inf
 
     def step(
         self, x: Tensor, learning_rate: float, penalty_factor: float
@@ -54,17 +57,20 @@ class Trainer:
         scale = 1 / (tokens * self.variance)
         gradients: Parameters = {}
         self.silent_tokens += tokens
+        self._silent_at_most += tokens
         parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
-        objective, penalty, squared, active, dead = map(sum, zip(*parts, strict=True))
-        if not self.method.auxk:
-            dead = len(self._dead_latents())
+        ranks.sum_gradients(gradients)
+        # A GPU is waited for once a step, here.
+        sums = [sum(each) for each in zip(*parts, strict=True)]
+        norms = [_squared_norm(gradient) for gradient in gradients.values()]
+        found = _numbers([*sums, *self._silence(), *norms])
+        objective, penalty, squared, active, self._silent_at_most, dead, *squares = found
+        own = dict(zip(gradients, squares, strict=True))
+        replicated = own.pop(REPLICATED, 0.0)
+        norm = math.sqrt(replicated + ranks.over_latents(sum(own.values())))
         reported = ranks.over_rows(objective)
         if self.penalised:
             reported += ranks.over_all(penalty)
-        ranks.sum_gradients(gradients)
-        squares = {key: _squared_norm(gradient) for key, gradient in gradients.items()}
-        replicated = squares.pop(REPLICATED, 0.0)
-        norm = math.sqrt(replicated + ranks.over_latents(sum(squares.values())))
         if not (abs(reported) < EXPLODED and norm < EXPLODED):
             return None
         self._update(gradients, norm, learning_rate)
@@ -78,12 +84,12 @@ class Trainer:
 
     def _piece(
         self, rows: Tensor, scale: float, penalty_scale: float, gradients: Parameters
-    ) -> tuple[float, float, float, int, int]:
+    ) -> tuple[Tensor, Tensor | float, Tensor, int]:
         """Add to `gradients` those of the loss on some rows; nothing else of them is kept.
 
         Returns:
             The objective (with AuxK) and the penalty, both scaled; the squared error; how many
-            triples are active; how many latents are dead, for AuxK.
+            triples are active.
         """
         loss = self.method.loss(self.parameters, rows)
         total = scale * loss.objective
@@ -98,20 +104,21 @@ class Trainer:
                 # Leaves of their own: gradients of a few rows, not two more of all of them.
                 for key in ("encoder", "decoder"):
                     revived[key] = self.parameters[key].detach()[dead].requires_grad_()
-                missed = self._auxk(rows, error, self.method.ranks.over_rows(squared), **revived)
+                missed = self._auxk(rows, error, squared, **revived)
                 total = total + self.settings["aux_weight"] * missed
-        objective, penalty = total.item(), 0.0
+        objective = total.detach()
+        penalty: Tensor | float = 0.0
         if loss.penalty is not None:
             self.penalised = True
             weighted = penalty_scale * loss.penalty
             total = total + weighted
-            penalty = weighted.item()
+            penalty = weighted.detach()
         found = torch.autograd.grad(total, [*self.parameters.values(), *revived.values()])
         for key, gradient in zip(self.parameters, found, strict=False):
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         for key, gradient in zip(revived, found[len(self.parameters) :], strict=True):
             gradients[key].index_add_(0, dead, gradient)
-        return objective, penalty, squared, len(loss.code.indices), len(dead)
+        return objective, penalty, squared, len(loss.code.indices)
 
     def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
         self.steps += 1
@@ -131,23 +138,42 @@ class Trainer:
                 unit_rows=key == "decoder",
             )
 
+    def _silence(self) -> tuple[Tensor, Tensor]:
+        """For how many tokens the longest silent latent has been, and how many are dead."""
+        self.method.ranks.shortest(self.silent_tokens)
+        dead = self.silent_tokens >= self.settings["dead_after_tokens"]
+        return self.silent_tokens.max(), dead.sum()
+
     def _dead_latents(self) -> Tensor:
         """int64 indices of the latents that have been silent for `dead_after_tokens`."""
-        self.method.ranks.shortest(self.silent_tokens)
+        ranks = self.method.ranks
+        # Most steps of a training know beforehand that there are none, and need not ask a GPU.
+        if ranks.size == 1 and self._silent_at_most < self.settings["dead_after_tokens"]:
+            return self.silent_tokens[:0]
+        ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
 
     def _auxk(
-        self, x: Tensor, error: Tensor, squared: float, encoder: Tensor, decoder: Tensor
+        self, x: Tensor, error: Tensor, squared: Tensor, encoder: Tensor, decoder: Tensor
     ) -> Tensor:
         """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2).
 
-        `squared` is the denominator, of the whole batch; encoder and decoder are of dead latents.
+        `squared` is this rank's part of the denominator, which is of the whole batch; encoder and
+        decoder are of dead latents.
         """
         ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
+        whole = squared if ranks.size == 1 else ranks.over_rows(squared.item())
         code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
-        return (squared_error(error, ranks.decode(code, decoder)) / squared).nan_to_num()
+        return (squared_error(error, ranks.decode(code, decoder)) / whole).nan_to_num()
 
 
-def _squared_norm(x: Tensor) -> float:
+def _squared_norm(x: Tensor) -> Tensor:
     """A dot product: one pass over memory, twice as fast as `x.norm()`."""
-    return x.flatten().dot(x.flatten()).item()
+    return x.flatten().dot(x.flatten())
+
+
+def _numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """The values, of which all that are on a device come from there at once."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    fetched = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+    return [next(fetched) if isinstance(value, Tensor) else value for value in values]
