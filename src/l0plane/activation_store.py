@@ -28,8 +28,9 @@ from l0plane.language_model import LanguageModel
 from l0plane.preprocessing import normalise
 
 MANIFEST = "manifest.json"
-#: Tokens in one pass of the language model. Fixed, since rounding depends on it.
-PASS_TOKENS = 4096
+#: Tokens in one pass of the language model, by where it runs: enough to be quick there. Fixed,
+#: since rounding depends on it.
+PASS_TOKENS = {"cpu": 4096, "cuda": 32768}
 PROGRESS_SECONDS = 10.0
 
 
@@ -89,9 +90,10 @@ def write(
         raw_squares = 0.0
         position = 0
         for original, x in _activations(contexts[:wanted], language_model, first):
-            total += x.sum(0, dtype=torch.float64)
-            raw_total += original.sum(0, dtype=torch.float64)
+            total += x.sum(0, dtype=torch.float64).cpu()
+            raw_total += original.sum(0, dtype=torch.float64).cpu()
             raw_squares += original.square().sum(dtype=torch.float64).item()
+            x = x.cpu()
             targets = shard_of_row[position : position + len(x)]
             position += len(x)
             for shard in np.unique(targets):
@@ -127,11 +129,11 @@ def write(
 def _activations(
     contexts: np.ndarray, language_model: LanguageModel, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `passes` gives, on the CPU, with the progress that is made."""
+    """What `passes` gives, with the progress that is made."""
     started = reported = time.perf_counter()
     done = 0
     for original, x in passes(contexts, language_model, first):
-        yield original.cpu(), x.cpu()
+        yield original, x
         now = time.perf_counter()
         done += len(x) // (contexts.shape[1] - first)
         if now - reported > PROGRESS_SECONDS or done == len(contexts):
@@ -144,9 +146,9 @@ def _activations(
             )
 
 
-def contexts_in_a_pass(contexts: np.ndarray) -> int:
+def contexts_in_a_pass(contexts: np.ndarray, language_model: LanguageModel) -> int:
     """How many of the contexts `[contexts, context]` the language model takes at a time."""
-    return max(1, PASS_TOKENS // contexts.shape[1])
+    return max(1, PASS_TOKENS[language_model.device.type] // contexts.shape[1])
 
 
 def passes(
@@ -156,7 +158,7 @@ def passes(
 
     Positions before `first` are left out of every context.
     """
-    batch = contexts_in_a_pass(contexts)
+    batch = contexts_in_a_pass(contexts, language_model)
     for start in range(0, len(contexts), batch):
         tokens = torch.from_numpy(contexts[start : start + batch])
         original = language_model.residual(tokens)[:, first:]

@@ -98,7 +98,7 @@ class ActivationStream:
         """Compute the activations that come in the `number`-th buffer, in the contexts' order."""
         contexts = self._contexts(seed, number)
         # Whole passes, so that they are those of one process.
-        step = contexts_in_a_pass(contexts)
+        step = contexts_in_a_pass(contexts, self.language_model)
         buffer.zero_()
         for start in range(self.ranks.rank * step, len(contexts), self.ranks.size * step):
             some = contexts[start : start + step]

@@ -48,8 +48,7 @@ def train(
 
     torch.manual_seed(seed)
     device = available_device()
-    if device.type == "cuda":  # products in TF32, which is eight times as fast there
-        torch.set_float32_matmul_precision("high")
+    on_gpu = device.type == "cuda"
     tokenizer = load_tokenizer(tokenizer_directory)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -58,6 +57,8 @@ def train(
             n_embd=spec["width"],
             n_layer=spec["layers"],
             n_head=spec["heads"],
+            # The same function in one kernel instead of eight.
+            activation_function="gelu_pytorch_tanh" if on_gpu else "gelu_new",
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -85,7 +86,8 @@ def train(
         while len(queue) < batch:
             queue = np.concatenate([queue, order.permutation(len(contexts))])
         rows, queue = queue[:batch], queue[batch:]
-        loss = next_token_loss(model, torch.from_numpy(contexts[rows].astype(np.int64)))
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            loss = next_token_loss(model, torch.from_numpy(contexts[rows].astype(np.int64)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
