@@ -2,13 +2,15 @@
 
     python benchmarks/gpu.py results/gpu.csv --sparsify .venv-peers/bin/python
 
-One of the things that `make gpu` does on a machine with a GPU; it has not been run yet, since none
-was at hand. sparsify needs an environment of its own, with a CUDA build of PyTorch (`make
-.venv-peers/installed`); without `--sparsify` its row is left out. A step is data on the device,
-forward, backward, clipping, Adam, decoder normalisation, dead-latent accounting; ours has the
-moving average of the weights as well; no latent is dead for long enough for AuxK. The encoder
-product alone, into memory that is kept, is what no exact method can avoid. The row `language_model`
-is passes of a GPT-2 small with random weights up to layer 8, as a stream of activations makes them.
+One of the things that `make gpu` does on a machine with a GPU. sparsify needs an environment of its
+own, with a CUDA build of PyTorch (`make .venv-peers/installed`); without `--sparsify` its row is
+left out. A step is data on the device, forward, backward, clipping, Adam, decoder normalisation,
+dead-latent accounting; ours has the moving average of the weights as well; no latent is dead for
+long enough for AuxK. The encoder product alone, into memory that is kept, is what no exact method
+can avoid. The row `language_model` is passes of a GPT-2 small with random weights up to layer 8, as
+a stream of activations makes them. Rows of the way `small` are a step of an autoencoder so small
+that to start kernels takes longer than they do, in one process and in several that share the GPU,
+with the tokens per second of all.
 
 Writes one row for each way and precision of the encoder product (PyTorch's names for
 `torch.set_float32_matmul_precision`; `medium`, which is `training.precision: bfloat16`, is bfloat16
@@ -44,9 +46,12 @@ ORDER = [
     ("language_model", "highest"),
 ]
 AUXK = {"dead_after_tokens": 10_000_000, "aux_k": 512, "aux_weight": 1 / 32}
+SMALL = {"d": 128, "n": 2048, "k": 32, "batch_tokens": 2048}
+AT_ONCE = (1, 4, 8)
 CONTEXT, LAYER = 64, 8
 TOKENIZER = Path(__file__).parents[1] / "resources/lm/tokenizer.json"
-COLUMNS = ["way", "precision", "d", "n", "k", "batch_tokens", "milliseconds", "tokens_per_second"]
+COLUMNS = ["way", "precision", "processes", "d", "n", "k", "batch_tokens", "milliseconds"]
+COLUMNS += ["tokens_per_second"]
 
 
 def milliseconds(step: Callable[[], object]) -> float:
@@ -62,33 +67,67 @@ def milliseconds(step: Callable[[], object]) -> float:
     return (time.perf_counter() - started) / STEPS * 1e3
 
 
-def activations() -> torch.Tensor:
-    """Random activations of unit norm `[BATCH, D]`."""
+def activations(rows: int, d: int) -> torch.Tensor:
+    """Random activations of unit norm `[rows, d]`."""
     generator = torch.Generator(DEVICE).manual_seed(0)
-    x = torch.randn(BATCH, D, generator=generator, device=DEVICE)
+    x = torch.randn(rows, d, generator=generator, device=DEVICE)
     return x / x.norm(dim=1, keepdim=True)
 
 
 def product(precision: str) -> float:
     """The encoder product alone."""
     dtype = torch.bfloat16 if precision == "medium" else torch.float32
-    x = activations().to(dtype)
+    x = activations(BATCH, D).to(dtype)
     encoder = torch.randn(N, D, device=DEVICE, dtype=dtype)
     out = torch.empty(BATCH, N, device=DEVICE, dtype=dtype)
     return milliseconds(lambda: torch.mm(x, encoder.T, out=out))
 
 
-def l0plane(precision: str) -> float:
-    """A training step of this project."""
+def training_step(d: int, n: int, k: int, batch_tokens: int) -> Callable[[], object]:
+    """What takes a training step of this project."""
     from l0plane.methods import METHODS
     from l0plane.trainer import Trainer
 
-    torch.set_float32_matmul_precision(precision)
-    x = activations()
-    method = METHODS["topk"](K, {})
-    parameters = method.initialise(x[:8192], N, torch.Generator().manual_seed(0))
+    x = activations(batch_tokens, d)
+    method = METHODS["topk"](k, {})
+    parameters = method.initialise(x[:8192], n, torch.Generator().manual_seed(0))
     trainer = Trainer(method, parameters, 1.0, {"clip_norm": 1.0, "ema": 0.999, **AUXK})
-    return milliseconds(lambda: trainer.step(x, 1e-4, 0.0))
+    return lambda: trainer.step(x, 1e-4, 0.0)
+
+
+def l0plane(precision: str) -> float:
+    """A training step of this project."""
+    torch.set_float32_matmul_precision(precision)
+    return milliseconds(training_step(D, N, K, BATCH))
+
+
+def small() -> None:
+    """One of several processes with a small autoencoder: say when it is ready, begin when told."""
+    step = training_step(**SMALL)
+    milliseconds(step)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    times = [milliseconds(step) for _ in range(30)]
+    print(sum(times) / len(times), flush=True)
+
+
+def at_once(processes: int) -> dict[str, object]:
+    """The row of so many processes with a small autoencoder each."""
+    command = [sys.executable, __file__, "", "--small"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore
+    for child in children:
+        child.stdout.readline()
+    for child in children:
+        child.stdin.write("begin\n")
+        child.stdin.flush()
+    each = [float(child.stdout.readline()) for child in children]
+    for child in children:
+        child.wait()
+    tokens = sum(SMALL["batch_tokens"] / taken * 1e3 for taken in each)
+    taken = round(sum(each) / processes, 3)
+    row = ("small", "highest", processes, *SMALL.values(), taken, round(tokens))
+    return dict(zip(COLUMNS, row, strict=True))
 
 
 def sparsify(precision: str) -> float:
@@ -98,7 +137,7 @@ def sparsify(precision: str) -> float:
     coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K), device=DEVICE)
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
     silent = torch.zeros(N, dtype=torch.long, device=DEVICE)
-    x = activations()
+    x = activations(BATCH, D)
 
     def step() -> None:
         nonlocal silent
@@ -143,7 +182,7 @@ def measure(way: str, precision: str) -> dict[str, object]:
     """One row of the table."""
     taken = WAYS[way](precision)
     sizes = (D, None, None) if way == "language_model" else (D, N, K)
-    row = (way, precision, *sizes, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
+    row = (way, precision, 1, *sizes, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
     return dict(zip(COLUMNS, row, strict=True))
 
 
@@ -153,7 +192,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--sparsify", metavar="PYTHON", help="of an environment that has sparsify")
     parser.add_argument("--only", nargs=2, metavar=("WAY", "PRECISION"), help=argparse.SUPPRESS)
+    parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.small:
+        small()
+        return
     if arguments.only:
         print(json.dumps(measure(*arguments.only)))
         return
@@ -171,13 +214,18 @@ def main() -> None:
         limit = row["milliseconds"] if way == "product" else limit
         if way != "language_model":
             row["times_the_product"] = round(row["milliseconds"] / limit, 3)
-        rows.append(row | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__})
+        rows.append(row)
+        print(row, flush=True)
+    for processes in AT_ONCE:
+        rows.append(at_once(processes))
         print(rows[-1], flush=True)
+    facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        columns = [*COLUMNS, "times_the_product", *facts]
+        table = csv.DictWriter(stream, columns, lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(row | facts for row in rows)
 
 
 if __name__ == "__main__":
