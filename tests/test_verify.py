@@ -166,6 +166,13 @@ def test_rows_of_one_curve_are_compared_in_their_order():
     assert "l0_target=4 seed=0 selection=topk row 1: expected 0.4, found 0.5" in str(moved[0])
 
 
+def test_a_threshold_may_move_by_a_share_of_the_largest_of_its_curve():
+    curve = autoencoders()[["method", "n", "l0_target", "seed", "nmse"]]
+    curve = curve.assign(l0_target=4, selection="jumprelu", value=[0.2, 0.002, 0.4])
+    moved = curve["value"] + [0, 0.9 * verify.RELATIVE * 0.2, 0]
+    assert shares("curves", curve, value=moved).item() == pytest.approx(0.9)
+
+
 @pytest.fixture
 def folders(tmp_path):
     for name in verify.TABLES:

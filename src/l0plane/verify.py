@@ -149,6 +149,10 @@ def _allowed(rows: pd.DataFrame, column: str) -> pd.Series:
     if column == "mean_shift" and "mean_absolute_shift" in rows:
         # Shifts up less shifts down.
         return np.maximum(allowed, RELATIVE * rows["mean_absolute_shift"])
+    if column == "value" and "selection" in rows:
+        # A threshold near zero cuts among values that are no better known than the largest ones.
+        curve = rows.groupby([*_AUTOENCODER, "selection"])["value"]
+        return np.maximum(ABSOLUTE, RELATIVE * curve.transform("max"))
     if column == "dead_fraction":
         return np.maximum(allowed, DEAD / rows["n"] + ABSOLUTE)
     return allowed
