@@ -13,7 +13,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PROBE = """<script>(async () => {
   const settle = () => new Promise(done => setTimeout(done, 200));
   for (let wait = 0; !app && wait < 50; wait++) await settle();
-  const seen = {landing: document.querySelector("#app").innerText};
+  const seen = {landing: document.querySelector("#app").innerText, cut: []};
   const look = async category => {
     app.setView({navbarMode: "menu"});
     await settle();
@@ -27,6 +27,9 @@ PROBE = """<script>(async () => {
       const shown = document.querySelector("#app > div > div:last-child img, #app iframe");
       for (let wait = 0; shown.complete === false && wait < 50; wait++) await settle();
       seen[label] = shown.naturalWidth ?? "page";
+      const frame = shown.closest(".overflow-auto"), corner = shown.getBoundingClientRect();
+      const edge = frame.getBoundingClientRect();
+      if (corner.top < edge.top || corner.left < edge.left) seen.cut.push(label);
     }
   };
   try {
@@ -58,7 +61,10 @@ def content(entry):
 
 
 def seen(path):
-    """What Chromium shows: `landing` text, and for each label a width, `page` or a file's name."""
+    """What Chromium shows: `landing` text, and for each label a width, `page` or a file's name.
+
+    And `cut`, the labels whose top or left no scrolling brings into the window.
+    """
     probe = path.with_name("probe.html")
     before, end, after = path.read_text("utf-8").rpartition("</body>")
     probe.write_text(before + PROBE + end + after, "utf-8")
@@ -67,7 +73,7 @@ def seen(path):
         *(CHROMIUM, "--headless", "--no-sandbox", "--no-first-run"),
         *(f"--disable-{part}" for part in still),
         f"--user-data-dir={path.with_name('chromium')}",
-        *("--virtual-time-budget=60000", "--dump-dom", probe.as_uri()),
+        *("--window-size=1400,900", "--virtual-time-budget=60000", "--dump-dom", probe.as_uri()),
     ]
     page = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', page, re.DOTALL)[1]))

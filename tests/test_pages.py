@@ -41,3 +41,9 @@ def test_the_machine_is_described_and_not_named():
     assert all(found.values())
     assert platform.node() not in map(str, found.values())
     assert {"numba", "torch", "transformer-lens"} <= set(versions())
+
+
+def test_an_effect_with_its_interval_stays_on_one_line():
+    page = to_html("| effect |\n| --- |\n| -2.78 [-2.84, -2.72] |\n| none |\n", "claims")
+    assert '<td class="interval">-2.78 [-2.84, -2.72]</td>' in page
+    assert "<td>none</td>" in page

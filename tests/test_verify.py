@@ -15,6 +15,7 @@ def autoencoders():
             "l0_target": [4, 8, 4],
             "seed": 0,
             "lambda": [float("nan"), float("nan"), 0.01],
+            "l0": [4.0, 8.0, 4.1],
             "nmse": [0.5, 0.4, 0.6],
             "delta_ce": [0.0, 0.2, 0.3],
             "evaluation_tokens": 2016,
@@ -37,8 +38,73 @@ def test_nothing_moves_within_the_tolerance():
     assert moved() == []
     assert moved(nmse=0.4 * (1 + 0.9 * verify.RELATIVE)) == []
     found = autoencoders()
-    found.loc[0, "delta_ce"] = 0.9 * verify.ABSOLUTE  # no share of nothing is anything
+    found.loc[0, "delta_ce"] = 0.9 * verify.DIFFERENCE  # no share of nothing is anything
     assert not verify.compare("autoencoders", autoencoders(), found)[0]
+
+
+def shares(table, expected, **changes):
+    """How much of its tolerance each change uses, by column."""
+    numbers = verify.compare(table, expected, expected.assign(**changes))[1]
+    return numbers.groupby("column")["share"].max()[list(changes)]
+
+
+def test_a_difference_may_move_by_a_share_of_what_it_is_the_difference_of():
+    """Of a loss recovered, 1 - delta_ce / rise, by what moves its delta_ce by that much."""
+    rise = 0.002
+    small = autoencoders().assign(delta_ce=0.0005, loss_recovered_mean=1 - 0.0005 / rise)
+    moved = 0.0005 + 0.9 * verify.DIFFERENCE
+    used = shares("autoencoders", small, delta_ce=moved, loss_recovered_mean=1 - moved / rise)
+    assert used.to_list() == pytest.approx([0.9, 0.9])
+    shifts = autoencoders().assign(mean_shift=0.001, mean_absolute_shift=0.03)
+    moved = 0.001 + 0.9 * 0.03 * verify.RELATIVE
+    assert shares("refinement", shifts, mean_shift=moved).to_list() == pytest.approx([0.9])
+
+
+def test_a_standard_error_and_a_few_dead_latents_may_move_by_more():
+    rows = autoencoders().assign(nmse_se=0.002, dead_fraction=0.25)
+    more = 0.25 + verify.DEAD / 128
+    used = shares("autoencoders", rows, nmse_se=0.002 * 1.045, dead_fraction=more)
+    assert used["nmse_se"] == pytest.approx(0.9)
+    assert 0.99 < used["dead_fraction"] < 1
+    assert shares("autoencoders", rows, dead_fraction=more + 1 / 128).item() > 1
+
+
+def effects(effect, low, high):
+    return pd.DataFrame({"claim": ["C2"], "part": None, "effect": effect, "low": low, "high": high})
+
+
+@pytest.mark.parametrize(
+    ("interval", "column", "value", "share"),
+    [
+        # 0.8 of an error with a narrow interval: two errors may be a percent apart.
+        ((-20.0, -20.4, -19.6), "effect", -20 + 0.9 * 0.8, 0.9),
+        ((-20.0, -20.4, -19.6), "low", -21.3, 1.13),
+        # From a tenth to tenfold: a standard error is a factor of 10^(1/2).
+        ((0.0, -90.0, 900.0), "high", 100 * 10**1.49 - 100, 0.97),
+        ((0.0, -90.0, 900.0), "effect", 250.0, 1.16),
+        # No interval.
+        ((10.0, float("nan"), float("nan")), "effect", 12.2, 2.0),
+    ],
+)
+def test_effects_are_ratios_known_to_a_standard_error(interval, column, value, share):
+    used = shares("claims", effects(*interval), **{column: value})
+    assert used.item() == pytest.approx(share, rel=0.01)
+
+
+def test_where_no_lambda_was_found_the_l0_alone_is_compared():
+    """Which of many lambdas that all miss comes nearest is rounding's choice."""
+    missed = autoencoders().assign(l0=[4.0, 8.0, 6.0], trials=[1, 1, 7], nmse_se=0.01)
+    other = missed.copy()
+    other.loc[2, ["lambda", "nmse", "nmse_se", "l0"]] = [1.0, 0.7, 0.02, 6.5]
+    other.loc[2, "trials"] = 6
+    assert not verify.compare("lambdas", missed, other)[0]
+    other.loc[2, "l0"] = 6.7
+    (moved,) = verify.compare("lambdas", missed, other)[0]
+    assert moved.column == "l0"
+    # TopK needs no lambda.
+    missed.loc[0, "l0"] = other.loc[0, "l0"] = 6.0
+    other.loc[0, "nmse"] = 0.7
+    assert "nmse" in [moved.column for moved in verify.compare("lambdas", missed, other)[0]]
 
 
 def test_times_names_and_hashes_of_weights_are_not_compared():
@@ -100,6 +166,13 @@ def test_rows_of_one_curve_are_compared_in_their_order():
     assert "l0_target=4 seed=0 selection=topk row 1: expected 0.4, found 0.5" in str(moved[0])
 
 
+def test_a_threshold_may_move_by_a_share_of_the_largest_of_its_curve():
+    curve = autoencoders()[["method", "n", "l0_target", "seed", "nmse"]]
+    curve = curve.assign(l0_target=4, selection="jumprelu", value=[0.2, 0.002, 0.4])
+    moved = curve["value"] + [0, 0.9 * verify.RELATIVE * 0.2, 0]
+    assert shares("curves", curve, value=moved).item() == pytest.approx(0.9)
+
+
 @pytest.fixture
 def folders(tmp_path):
     for name in verify.TABLES:
@@ -116,6 +189,11 @@ def test_the_command_commits_compares_and_says_what_moved(folders, capsys):
     assert "training_seconds" not in tidy.read(f"{folders[1]}/autoencoders.csv")
     assert verify.main(folders) == 0
     assert "all agree with the committed ones" in capsys.readouterr().out
+    far = autoencoders().assign(l0=[4.0, 8.0, 5.0])
+    tidy.write(far, f"{folders[0]}/tuning.csv")
+    verify.main([*folders, "--update"])
+    assert verify.main(folders) == 0
+    assert "in 1 rows, which missed their L0, the L0 alone" in capsys.readouterr().out
     tidy.write(autoencoders().assign(nmse=[0.5, 0.4, 0.7]), f"{folders[0]}/refinement.csv")
     assert verify.main(folders) == 1
     said = capsys.readouterr().out
@@ -130,6 +208,6 @@ def test_a_number_that_became_an_empty_cell_is_not_the_same_to_the_last_bit(fold
     capsys.readouterr()
     assert verify.main(folders) == 1
     said = capsys.readouterr().out
-    numbers = 5 * 3 * 3 + 2  # lambda, nmse and delta_ce, and the claims' empty part
+    numbers = 5 * 4 * 3 + 2  # lambda, l0, nmse and delta_ce, and the claims' empty part
     assert f"{numbers} numbers in 7 tables, {1 - 1 / numbers:.1%} of them the same" in said
     assert "the farthest is nmse in refinement.csv, beyond any tolerance" in said

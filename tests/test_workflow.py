@@ -135,6 +135,7 @@ def check_report(path, results, figures):
     if report_page.CHROMIUM:
         seen = report_page.seen(path)
         assert "in the L0-MSE plane" in seen.pop("landing")
+        assert not seen.pop("cut")
         assert set(seen) == set(labels)
         for label, entry in labels.items():
             if entry["mime_type"] == "image/png":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -17,6 +18,7 @@ _STYLE = """
 .l0plane table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; }
 .l0plane th, .l0plane td { padding: .25rem .6rem; vertical-align: top; text-align: left;
   border-bottom: 1px solid #cbd5e1; }
+.l0plane td:first-child, .l0plane td strong, .l0plane td.interval { white-space: nowrap; }
 .l0plane th { position: sticky; top: 0; background: #f1f5f9; }
 .l0plane pre { background: #f1f5f9; color: inherit; padding: .8rem; overflow: auto; }
 .l0plane pre, .l0plane code { font-size: 12px; overflow-wrap: anywhere; }
@@ -28,6 +30,8 @@ def to_html(markdown: str, title: str) -> str:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>'
     body = f'<div class="l0plane">\n{parser.render(markdown)}</div>'
+    # A cell such as 17.3 [15.9, 18.8] stays on one line.
+    body = re.sub(r"<td>(?=-?[\d.,]+ \[)", '<td class="interval">', body)
     return f'<!doctype html>\n<html lang="en">\n{head}\n{body}\n</html>\n'
 
 

@@ -88,6 +88,8 @@ def cells(path):
         sign = "&" if path.suffix == ".tex" else "|"
         lines = path.read_text().splitlines()
         rows = [line.split(sign) for line in lines if sign in line]
+    elif path.name == "README.md":  # the language model's card, a row of which is a time
+        return [line for line in path.read_text().splitlines() if "| seconds |" not in line]
     else:
         return path.read_bytes()
     heading = [cell.strip(" \\") for cell in rows[0]]

@@ -57,4 +57,9 @@ def _interval(row: object) -> str:
     effect, low, high = (getattr(row, name) for name in ("effect", "low", "high"))
     if pd.isna(effect):
         return ""
-    return f"{effect:.3g}" + ("" if pd.isna(low) else f" [{low:.3g}, {high:.3g}]")
+    return _number(effect) + ("" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]")
+
+
+def _number(value: float) -> str:
+    """Three digits, and never as 2.65e+03."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
