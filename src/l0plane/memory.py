@@ -5,6 +5,9 @@
 PIECE = 1 << 29
 #: Bytes of all arrays that have a number for each active latent of each row (docs/scaling.md).
 ACTIVE = 44
+#: Bytes of a batch and of what a step makes of it, for each number in it, with Multi-TopK, which
+#: decodes each row twice (docs/scaling.md).
+BATCH = 44
 
 
 def of_pre_activations(batch_tokens: int, n: int, processes: int = 1) -> int:
@@ -13,3 +16,8 @@ def of_pre_activations(batch_tokens: int, n: int, processes: int = 1) -> int:
     Processes share the work, and each has a piece of its own.
     """
     return ACTIVE * min(batch_tokens * n, processes * PIECE) // 2
+
+
+def of_batch(batch_tokens: int, d: int) -> int:
+    """Bytes of a batch `[batch_tokens, d]` and of the reconstructions and errors of a step."""
+    return BATCH * batch_tokens * d

@@ -11,6 +11,8 @@ TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
 # Processes that train one autoencoder, and how many of them hold all of it.
 PROCESSES = config["execution"]["processes"]
 COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
+# Bytes of a batch; processes that share latents have all of it each, others a part.
+BATCH = memory.of_batch(config["training"]["batch_tokens"], WIDTH)
 
 
 def minutes(products):
@@ -37,7 +39,8 @@ def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1,
         weights = 40 * WIDTH * copies * latents(wildcards)
         batch = config["training"]["batch_tokens"]
         step = memory.of_pre_activations(batch, latents(wildcards), processes)
-        return 3000 * processes + (weights + step + shards) // 10**6
+        batches = processes // copies * BATCH
+        return 3000 * processes + (weights + batches + step + shards) // 10**6
 
     return {
         "mem_mb": megabytes,
@@ -86,12 +89,13 @@ def evaluation_resources(method):
 def streamed_resources():
     """The same of a job that trains all levels of a method: language model, buffer, trainings."""
     settings = config["training"]
-    rows = settings["stream_buffer_tokens"] + 2 * settings["batch_tokens"]
     sizes = [level.n for level in l0config.levels(config)]
     latents = sum(sizes)
     products = 3 * settings["tokens"] * WIDTH * latents
     # Of encoder and decoder each: values, gradients, two moments, the average.
-    trainings = 4 * WIDTH * (PROCESSES * rows + COPIES * 2 * 5 * latents)
+    buffers = PROCESSES * settings["stream_buffer_tokens"]
+    trainings = 4 * WIDTH * (buffers + COPIES * 2 * 5 * latents)
+    trainings += PROCESSES // COPIES * BATCH
     # One of the trainings takes its step at a time.
     step = memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
     of_model = language_model_resources(settings["tokens"], products)
