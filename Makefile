@@ -67,7 +67,7 @@ test-gpu: $(TEST_INSTALLED) ## test the GPU kernels: on the GPU that is there, e
 	python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0
 	pytest tests/test_kernels_gpu.py
 
-gpu: $(TEST_INSTALLED) $(PEERS)/installed ## on a GPU: kernel tests, speed, a model of GPT-2's size and a sweep (under an hour)
+gpu: $(TEST_INSTALLED) $(PEERS)/installed ## on a GPU: kernel tests, speed, a model of GPT-2's size and a sweep (meant for minutes)
 	python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no GPU here")'
 	pytest tests/test_kernels_gpu.py
 	python benchmarks/gpu.py results/gpu.csv --sparsify $(PEERS)/bin/python

@@ -48,6 +48,7 @@ ORDER = [
 AUXK = {"dead_after_tokens": 10_000_000, "aux_k": 512, "aux_weight": 1 / 32}
 SMALL = {"d": 128, "n": 2048, "k": 32, "batch_tokens": 2048}
 AT_ONCE = (1, 4, 8)
+SECONDS = 5.0
 CONTEXT, LAYER = 64, 8
 TOKENIZER = Path(__file__).parents[1] / "resources/lm/tokenizer.json"
 COLUMNS = ["way", "precision", "processes", "d", "n", "k", "batch_tokens", "milliseconds"]
@@ -97,18 +98,26 @@ def training_step(d: int, n: int, k: int, batch_tokens: int) -> Callable[[], obj
 
 def l0plane(precision: str) -> float:
     """A training step of this project."""
-    torch.set_float32_matmul_precision(precision)
+    from l0plane.device import use_precision
+
+    use_precision({"precision": "bfloat16" if precision == "medium" else "float32"})
     return milliseconds(training_step(D, N, K, BATCH))
 
 
 def small() -> None:
-    """One of several processes with a small autoencoder: say when it is ready, begin when told."""
+    """One of several processes with a small autoencoder: say when it is ready, begin when told.
+
+    Prints how many steps it took in SECONDS.
+    """
     step = training_step(**SMALL)
     milliseconds(step)
     print("ready", flush=True)
     sys.stdin.readline()
-    times = [milliseconds(step) for _ in range(30)]
-    print(sum(times) / len(times), flush=True)
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
+        step()  # which waits for the device
+        steps += 1
+    print(steps, flush=True)
 
 
 def at_once(processes: int) -> dict[str, object]:
@@ -117,16 +126,15 @@ def at_once(processes: int) -> dict[str, object]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     children = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore
     for child in children:
-        child.stdout.readline()
+        if child.stdout.readline() != "ready\n":
+            sys.exit("benchmarks/gpu.py: a process with a small autoencoder ended; see above")
     for child in children:
         child.stdin.write("begin\n")
         child.stdin.flush()
-    each = [float(child.stdout.readline()) for child in children]
-    for child in children:
-        child.wait()
-    tokens = sum(SMALL["batch_tokens"] / taken * 1e3 for taken in each)
-    taken = round(sum(each) / processes, 3)
-    row = ("small", "highest", processes, *SMALL.values(), taken, round(tokens))
+    steps = sum(int(child.communicate()[0]) for child in children)
+    taken = 1e3 * SECONDS * processes / steps
+    tokens = SMALL["batch_tokens"] * steps / SECONDS
+    row = ("small", "highest", processes, *SMALL.values(), round(taken, 3), round(tokens))
     return dict(zip(COLUMNS, row, strict=True))
 
 

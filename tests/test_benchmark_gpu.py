@@ -1,6 +1,7 @@
 """What `make gpu` measures runs, at toy size and without a GPU; the speeds mean nothing."""
 
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
@@ -23,4 +24,16 @@ def benchmark(monkeypatch):
 def test_each_way_gives_its_row(benchmark, way):
     row = benchmark.measure(way, "highest")
     assert list(row) == benchmark.COLUMNS
-    assert 192e3 / row["tokens_per_second"] == pytest.approx(row["milliseconds"], abs=5e-3)
+    assert 192e3 / row["tokens_per_second"] == pytest.approx(row["milliseconds"], rel=1e-3, abs=6e-4)
+
+
+def test_a_small_autoencoder_waits_for_the_others_and_counts_its_steps(
+    benchmark, monkeypatch, capsys
+):
+    monkeypatch.setattr(benchmark, "SMALL", {"d": 8, "n": 16, "k": 2, "batch_tokens": 8})
+    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
+    monkeypatch.setattr(benchmark.sys, "stdin", io.StringIO("begin\n"))
+    benchmark.small()
+    ready, steps = capsys.readouterr().out.split()
+    assert ready == "ready"
+    assert int(steps) > 0

@@ -93,9 +93,13 @@ def test_precision_is_what_the_settings_say_and_full_on_a_cpu(
 ):
     said = []
     cuda = SimpleNamespace(is_available=lambda: there_is_a_gpu)
-    monkeypatch.setattr(
-        device, "torch", SimpleNamespace(cuda=cuda, set_float32_matmul_precision=said.append)
+    matmul = SimpleNamespace(allow_bf16_reduced_precision_reduction=True)
+    backends = SimpleNamespace(cuda=SimpleNamespace(matmul=matmul))
+    torch_there = SimpleNamespace(
+        cuda=cuda, set_float32_matmul_precision=said.append, backends=backends
     )
+    monkeypatch.setattr(device, "torch", torch_there)
     device.use_precision(asked)
     assert said == expected
+    assert matmul.allow_bf16_reduced_precision_reduction == (not said)  # sums are float32
     assert torch.get_float32_matmul_precision() == "highest"

@@ -69,8 +69,9 @@ def test_a_standard_error_and_a_few_dead_latents_may_move_by_more():
     assert shares("autoencoders", rows, dead_fraction=more + 1 / 128).item() > 1
 
 
-def effects(effect, low, high):
-    return pd.DataFrame({"claim": ["C2"], "part": None, "effect": effect, "low": low, "high": high})
+def effects(effect, low, high, unit="% nMSE at equal L0"):
+    columns = {"claim": ["C2"], "part": None, "effect": effect, "low": low, "high": high}
+    return pd.DataFrame(columns | {"unit": unit})
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,16 @@ def effects(effect, low, high):
 def test_effects_are_ratios_known_to_a_standard_error(interval, column, value, share):
     used = shares("claims", effects(*interval), **{column: value})
     assert used.item() == pytest.approx(share, rel=0.01)
+
+
+def test_effects_that_are_parts_of_something_are_known_to_parts_of_themselves():
+    part = effects(90.0, 89.0, 91.0, unit="% of mean absolute shift")
+    assert shares("claims", part, effect=90.8).item() == pytest.approx(0.8 / 0.9)
+    slope = effects(0.5, 0.1, 0.9, unit="difference of slopes")
+    assert shares("claims", slope, effect=0.6).item() == pytest.approx(0.5)
+    # No width is known of an interval without an end.
+    open_ended = effects(-20.0, -21.0, float("inf"))
+    assert shares("claims", open_ended, effect=500.0).item() > 100
 
 
 def test_where_no_lambda_was_found_the_l0_alone_is_compared():

@@ -82,3 +82,4 @@ def use_precision(settings: dict[str, Any]) -> None:
     """
     if torch.cuda.is_available() and settings.get("precision") == "bfloat16":
         torch.set_float32_matmul_precision("medium")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

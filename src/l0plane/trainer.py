@@ -41,7 +41,8 @@ class Trainer:
         self.steps = 0
         latents = next(p for key, p in parameters.items() if key != REPLICATED)
         self.silent_tokens = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        #: No latent has been silent for longer.
+        #: No latent has been silent for longer. Unknown until a step has looked: `silent_tokens`
+        #: may come from a checkpoint.
         self._silent_at_most = math.inf
 
     def step(
@@ -60,7 +61,7 @@ class Trainer:
         self._silent_at_most += tokens
         parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
         ranks.sum_gradients(gradients)
-        # A GPU is waited for once a step, here.
+        # All that the host has to know of the step, at once: a GPU is waited for.
         sums = [sum(each) for each in zip(*parts, strict=True)]
         norms = [_squared_norm(gradient) for gradient in gradients.values()]
         found = _numbers([*sums, *self._silence(), *norms])
@@ -139,8 +140,9 @@ class Trainer:
             )
 
     def _silence(self) -> tuple[Tensor, Tensor]:
-        """For how many tokens the longest silent latent has been, and how many are dead."""
-        self.method.ranks.shortest(self.silent_tokens)
+        """How long the latent has been silent that was so the longest; how many are dead."""
+        if not self.method.auxk:  # which had to know it before its loss
+            self.method.ranks.shortest(self.silent_tokens)
         dead = self.silent_tokens >= self.settings["dead_after_tokens"]
         return self.silent_tokens.max(), dead.sum()
 
@@ -173,7 +175,10 @@ def _squared_norm(x: Tensor) -> Tensor:
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:
-    """The values, of which all that are on a device come from there at once."""
+    """The values, of which all that are on a GPU come from there at once."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    fetched = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+    if tensors[0].is_cuda:
+        fetched = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+    else:
+        fetched = iter([tensor.item() for tensor in tensors])
     return [next(fetched) if isinstance(value, Tensor) else value for value in values]

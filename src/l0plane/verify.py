@@ -145,7 +145,7 @@ def _allowed(rows: pd.DataFrame, column: str) -> pd.Series:
     if column.startswith("loss_recovered") and "delta_ce" in rows:
         # 1 - delta_ce / rise, so what delta_ce may differ by is divided by the same rise.
         rise = rows["delta_ce"] / (1 - rows[column])
-        return np.maximum(allowed, _allowed(rows, "delta_ce") / rise.abs())
+        return np.maximum(allowed, (_allowed(rows, "delta_ce") / rise.abs()).fillna(0))
     if column == "mean_shift" and "mean_absolute_shift" in rows:
         # Shifts up less shifts down.
         return np.maximum(allowed, RELATIVE * rows["mean_absolute_shift"])
@@ -159,15 +159,21 @@ def _allowed(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _allowed_effect(rows: pd.DataFrame, column: str) -> pd.Series:
-    """The same for an effect in percent and the ends of its interval.
+    """The same for an effect and the ends of its interval.
 
-    Effects are ratios, e% being 1 + e / 100, and differ by a share of the ratio: by what two
-    errors differ, or by a standard error, a quarter of the interval, if that is more.
+    Most are ratios in percent, e% being 1 + e / 100, and differ by a share of the ratio: by what
+    two errors differ, or by a standard error, a quarter of the interval, if that is more. What is a
+    part of something ("% of ..."), or no percentage, differs by the same parts of itself.
     """
-    ratio = (1 + rows[["effect", "low", "high"]] / 100).clip(lower=ABSOLUTE)
+    ends = rows[["effect", "low", "high"]]
+    width = (ends["high"] - ends["low"]).where(np.isfinite(ends["high"] - ends["low"]), 0)
+    linear = np.maximum(2 * RELATIVE * ends[column].abs(), width / 4)
+    ratio = (1 + ends / 100).clip(lower=ABSOLUTE)
     width = np.log(ratio["high"] / ratio["low"])
-    share = np.maximum(2 * RELATIVE, (width / 4).fillna(0))
-    return 100 * ratio[column] * np.expm1(share)
+    share = np.maximum(2 * RELATIVE, (width.where(np.isfinite(width), 0) / 4))
+    is_ratio = rows["unit"].str.match("% (?!of )").fillna(False).astype(bool)
+    allowed = (100 * ratio[column] * np.expm1(share)).where(is_ratio, linear)
+    return np.maximum(allowed, ABSOLUTE)
 
 
 def _worst(

@@ -59,7 +59,10 @@ def places(code: Code, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_k_mask(code: Code, k: int) -> Tensor:
-    """Which triples of a positive code are among the `k` largest of their row; exactly `k`."""
+    """Which triples of a positive code are among the `k` largest of their row; exactly `k`.
+
+    Of equal values the lower latent, on a GPU the one that comes first: in a selection, the same.
+    """
     return _backend(code.values).top_k_mask(code, k)
 
 

@@ -9,11 +9,12 @@ The host waits for the device in one place: a selection reads how many triples t
 arrays that hold them have that length.
 
 Products are float32 (TF32 off) unless the caller asks PyTorch for less. With
-`torch.set_float32_matmul_precision("medium")` the inputs of all products are rounded to bfloat16
-and their sums stay float32, as do parameters, gradients and optimiser. Pre-activations among which
-the `k` largest are sought are then written in bfloat16, half the bytes. That costs no exactness:
-since rounding keeps the order, the `k` largest are among those that are not below the k-th largest
-when rounded, and these few are computed again in float32.
+`torch.set_float32_matmul_precision("medium")` activations, their gradients and weights are rounded
+to bfloat16 where they enter a product; sums stay float32, as do the values of a code, parameters
+and optimiser. Pre-activations among which the `k` largest are sought are then written in bfloat16,
+half the bytes. Rounding keeps the order, so the `k` largest are among those that, rounded, are as
+large as the k-th largest of the rounded ones. These few are computed again: what is selected is
+what float32 sums would select, but for the order in which they are taken.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ GATHERED = 1 << 10
 #: Triples of a latent that one program adds up where there may be many: a latent that is often
 #: active would keep one program long after all others are done.
 PART = 1 << 9
-#: Places of triples are int32.
-MOST_TRIPLES = 2**31 - 1
+#: Triples of a row of a code that one program looks at, at a time, for the largest of them.
+MARKED = 1 << 8
+#: Places of triples are int32, up to GATHERED beyond the last.
+MOST_TRIPLES = 2**31 - 1 - GATHERED
 #: Above this share of active latents a dense product is faster than a sparse one.
 DENSE_SHARE = 1 / 10
 
@@ -81,11 +84,7 @@ def select_above(
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
         found = int(ends[-1])
         total += found
-        if total > MOST_TRIPLES:
-            raise UserError(
-                f"more than {MOST_TRIPLES} active latents in a batch of {len(x)} activations with "
-                f"{n} latents; lower training.batch_tokens, or give each GPU a part of the batch"
-            )
+        _check(total, x, n)
         indices.append(torch.empty(found, dtype=torch.int32, device=x.device))
         values.append(torch.empty(found, device=x.device))
         _keep_above[(len(a),)](
@@ -99,41 +98,58 @@ def select_above(
 def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
     """As `reference.select_top_k`.
 
-    Where products are rounded to bfloat16, and of the pre-activations of a row more than `k` are
-    the same when rounded as its k-th largest, the first of these are taken.
+    Where products are rounded to bfloat16 and more than `k` rounded pre-activations of a row are
+    equal to the k-th largest of them, which of these are taken is up to their order.
+
+    Raises:
+        UserError: too many are active to be counted in int32.
     """
     n = len(encoder)
     k = min(k, n)
+    _check(len(x) * k, x, n)
     x, encoder = operand(x), operand(encoder)
-    rows = max(1, TILE_BYTES // (x.element_size() * n))
-    tiles = [_top_k_of(tile, encoder, bias, k) for tile in x.split(rows)]
+    # With fewer groups, or smaller ones, looking at groups first saves nothing.
+    size = min(GROUP, triton.next_power_of_2(n // (GROUPS_FOR_EACH * k) + 1) // 2)
+    if n <= SEGMENT or size < LEAST_GROUP:
+        size = 0
+    rounded = size > 0 and bias is None and x.dtype == torch.bfloat16
+    rows = max(1, TILE_BYTES // ((2 if rounded else 4) * n))
+    tiles = [_top_k_of(tile, encoder, bias, k, size, rounded) for tile in x.split(rows)]
     indices, values, counts = (torch.cat(pieces) for pieces in zip(*tiles, strict=True))
     indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
     torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
     if int(indptr[-1]) < indices.numel():
-        full = torch.arange(k, device=x.device) < counts[:, None]
-        indices, values = indices[full], values[full]
-    return Code(indptr, indices.reshape(-1), values.reshape(-1), n)
+        full = (torch.arange(k, device=x.device) < counts[:, None]).flatten().nonzero()[:, 0]
+        return Code(indptr, indices.flatten()[full], values.flatten()[full], n)
+    return Code(indptr, indices.flatten(), values.flatten(), n)
+
+
+def _check(triples: int, x: Tensor, n: int) -> None:
+    if triples > MOST_TRIPLES:
+        raise UserError(
+            f"more than {MOST_TRIPLES} active latents in a batch of {len(x)} activations with {n} "
+            "latents; lower training.batch_tokens, or give each GPU a part of the batch"
+        )
 
 
 def _top_k_of(
-    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int
+    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, size: int, rounded: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_largest` gives, of a tile of rows."""
-    n = len(encoder)
-    group = min(GROUP, triton.next_power_of_2(n // (GROUPS_FOR_EACH * k) + 1) // 2)
-    screened = n > SEGMENT and group >= LEAST_GROUP
-    if not (screened and x.dtype == torch.bfloat16 and bias is None):
-        a = _product(x, encoder)
-        a = a if bias is None else a.add_(bias)
-        if not screened:
-            return _largest(a, None, k)
-        candidates, counts, values = _candidates(a, k, group)
-        return _largest(values, candidates, k)
-    candidates, counts, values = _candidates(x @ encoder.T, k, group)
-    starts = torch.arange(len(x), dtype=torch.int32, device=x.device) * candidates.shape[1]
-    _sampled(starts, starts + counts, candidates, x, encoder, values)
-    return _largest(values, candidates, k)
+    """What `_largest` gives, of a tile of rows.
+
+    By groups of `size`, or 0; from a product that is `rounded` to bfloat16, or not.
+    """
+    if rounded:
+        candidates, counts, values = _candidates(x @ encoder.T, k, size)
+        starts = torch.arange(len(x), dtype=torch.int32, device=x.device) * candidates.shape[1]
+        _sampled(starts, starts + counts, candidates, x, encoder, values)
+        return _largest(values, k, candidates, counts)
+    a = _product(x, encoder)
+    a = a if bias is None else a.add_(bias)
+    if not size:
+        return _largest(a, k)
+    candidates, counts, values = _candidates(a, k, size)
+    return _largest(values, k, candidates, counts)
 
 
 def operand(matrix: Tensor) -> Tensor:
@@ -154,42 +170,49 @@ def _product(x: Tensor, encoder: Tensor) -> Tensor:
     return torch.mm(x, encoder.T, **options)
 
 
-def _candidates(a: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(a: Tensor, k: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Places in `a [rows, n]` among which are the `k` largest positive values of each row.
 
-    `group` neighbours are looked at together.
+    Found by the largest values of groups of `size` neighbours.
 
     Returns:
-        int32 `[rows, capacity]`, in order; how many there are, int32 `[rows]`; their values,
-        float32 `[rows, capacity]`, zero where there are fewer.
+        int32 `[rows, capacity]`, in order; how many of them there are, int32 `[rows]`, the rest
+        being anything; their values, float32 `[rows, capacity]`.
     """
     rows, n = a.shape
-    groups = triton.cdiv(n, group)
+    groups = triton.cdiv(n, size)
     maxima = torch.empty(rows, groups, dtype=a.dtype, device=a.device)
     _group_maxima[(rows, triton.cdiv(n, SEGMENT // 2))](
         *(a, maxima, n, groups),
-        *(group, SEGMENT // 2),
+        *(size, SEGMENT // 2),
     )
     capacity = triton.next_power_of_2(2 * k)
     chosen, candidates = torch.empty(2, rows, capacity, dtype=torch.int32, device=a.device)
-    values = torch.zeros(rows, capacity, device=a.device)
+    values = torch.empty(rows, capacity, device=a.device)
     counts = torch.empty(rows, dtype=torch.int32, device=a.device)
-    block = triton.next_power_of_2(groups)
+    padded = triton.next_power_of_2(groups)
     _narrow[(rows,)](
         *(a, maxima, chosen, candidates, values, counts, n, groups, k, capacity),
         # float32 is first compared by its upper bits, as many as bfloat16 has and four more.
-        *(16 if a.dtype == torch.bfloat16 else 12, group, block, 1024),
-        num_warps=min(WARPS, max(1, block // 1024)),
+        *(16 if a.dtype == torch.bfloat16 else 12, size, padded, 1024),
+        num_warps=min(WARPS, max(1, padded // 1024)),
     )
     return candidates, counts, values
 
 
-def _largest(a: Tensor, latents: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _largest(
+    a: Tensor, k: int, latents: Tensor | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `k` largest positive values of each row of `a [rows, width]`, in order of place.
+
+    Args:
+        a: see above.
+        k: see above.
+        latents: int32 `[rows, width]`, the latent at each place; none: the place itself.
+        lengths: int32 `[rows]`, how many places of a row count; none: all.
 
     Returns:
         Their latents, int32, and values, both `[rows, k]`, and how many there are, int32 `[rows]`.
-        A latent is the place in the row, or what `latents`, int32 `[rows, width]`, has there.
     """
     rows, width = a.shape
     block = min(triton.next_power_of_2(width), max(SEGMENT, triton.next_power_of_2(2 * k)))
@@ -198,12 +221,12 @@ def _largest(a: Tensor, latents: Tensor | None, k: int) -> tuple[Tensor, Tensor,
     values = torch.zeros(rows, segments * k, device=a.device)
     counts = torch.empty(rows, segments, dtype=torch.int32, device=a.device)
     _top_k[(rows, segments)](
-        *(a, latents, indices, values, counts, width, k),
+        *(a, latents, lengths, indices, values, counts, width, k),
         block,
         num_warps=min(WARPS, max(1, block // 256)),
     )
     # The largest of a row are among the largest of its segments, which stand in the order of place.
-    return (indices, values, counts[:, 0]) if segments == 1 else _largest(values, indices, k)
+    return (indices, values, counts[:, 0]) if segments == 1 else _largest(values, k, indices)
 
 
 def top_k_mask(code: Code, k: int) -> Tensor:
@@ -214,7 +237,7 @@ def top_k_mask(code: Code, k: int) -> Tensor:
         above, last = values > least, values == least
         return above | (last & (last.cumsum(0) <= k - above.sum()))
     mask = torch.empty(len(values), dtype=torch.bool, device=values.device)
-    _mark_top_k[(code.shape[0],)](code.indptr, values, mask, k, 256, num_warps=1)
+    _mark_top_k[(code.shape[0],)](code.indptr, values, mask, k, MARKED, num_warps=1)
     return mask
 
 
@@ -258,10 +281,10 @@ def _bits(a, place, width):
 
 
 @triton.jit
-def _group_maxima(a, maxima, n, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def _group_maxima(a, maxima, n, groups, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
-    place = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    group = tl.program_id(1) * (BLOCK // SIZE) + tl.arange(0, BLOCK // SIZE)
+    place = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     v = tl.load(a + row * n + place, mask=place < n, other=0.0)
     tl.store(maxima + row * groups + group, tl.max(v, 1), mask=group < groups)
 
@@ -279,8 +302,8 @@ def _narrow(
     k,
     capacity,
     SHIFT: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -288,34 +311,35 @@ def _narrow(
     chosen += row * capacity
     candidates += row * capacity
     values += row * capacity
-    # At least k values are not below what the largest of k groups are not below.
-    group = tl.arange(0, GROUPS)
+    # Bisection, as in `_top_k`: at least k groups have a value of `low` or more. So have k values.
+    group = tl.arange(0, PADDED)
     largest = _bits(maxima + row * groups, group, groups)
     top = tl.max(largest) + 1
-    largest = largest >> SHIFT
+    upper = largest >> SHIFT
     low = 1
-    high = tl.max(largest) + 1
-    found = tl.sum((largest >= low).to(tl.int32))
+    high = tl.max(upper) + 1
+    found = tl.sum((upper >= low).to(tl.int32))
     while (found > k) & (high - low > 1):
         middle = low + (high - low) // 2
-        count = tl.sum((largest >= middle).to(tl.int32))
+        count = tl.sum((upper >= middle).to(tl.int32))
         enough = count >= k
         found = tl.where(enough, count, found)
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
+    low = tl.where(low > 1, low << SHIFT, 1)
     wanted = largest >= low
+    found = tl.sum(wanted.to(tl.int32))
     order = tl.cumsum(wanted.to(tl.int32), 0)
     tl.store(chosen + order - 1, group, mask=wanted & (order <= capacity))
-    low = low << SHIFT
     tl.debug_barrier()
-    # No other group has any that is not below.
+    # No value of `low` or more is in another group.
     column = tl.arange(0, BLOCK)
     count = tl.where(found > capacity, capacity + 1, 0)
-    members = tl.where(found > capacity, 0, found * GROUP)
+    members = tl.where(found > capacity, 0, found * SIZE)
     for first in range(0, members, BLOCK):
         member = first + column
         inside = member < members
-        place = tl.load(chosen + member // GROUP, mask=inside, other=0) * GROUP + member % GROUP
+        place = tl.load(chosen + member // SIZE, mask=inside, other=0) * SIZE + member % SIZE
         bits = _bits(a, tl.where(inside, place, n), n)
         kept = bits >= low
         rank = count + tl.cumsum(kept.to(tl.int32), 0)
@@ -325,7 +349,8 @@ def _narrow(
         count += tl.sum(kept.to(tl.int32))
     if count > capacity:
         # Some groups have many large values: bisection over the whole row, and of those that are
-        # equal to the last as many as there is room for.
+        # equal to the last as many as there is room for. Other threads wrote to the same places.
+        tl.debug_barrier()
         count = n
         high = top
         while (count > capacity) & (high - low > 1):
@@ -354,11 +379,14 @@ def _narrow(
 
 
 @triton.jit
-def _top_k(a, latents, indices, values, counts, width, k, BLOCK: tl.constexpr):
+def _top_k(a, latents, lengths, indices, values, counts, width, k, BLOCK: tl.constexpr):
     row, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     segments = tl.num_programs(1)
     place = segment * BLOCK + tl.arange(0, BLOCK)
-    bits = _bits(a + row * width, place, width)
+    length = width
+    if lengths is not None:
+        length = tl.load(lengths + row)
+    bits = _bits(a + row * width, place, length)
     # Bisection: at least k values have `low` or more (or all that are positive), fewer `high`.
     low = 1
     high = tl.max(bits) + 1
@@ -458,10 +486,11 @@ def _summed_by_latent(code: Code, matrix: Tensor) -> Tensor:
     starts, ends = indptr[:-1], indptr[1:]
     triples = (rows, code.values.index_select(0, order), matrix)
     out = torch.empty(code.n, matrix.shape[1], device=matrix.device)
-    if code.shape[0] <= 8 * PART:
+    if not code.n or code.shape[0] <= 8 * PART:
         return _sum(starts, ends, *triples, out)
-    # First what a latent has beyond PART triples, PART by PART, a sum for each of these pieces, of
-    # which there are `most` at most; then the others, to which these sums are added.
+    # What a latent has beyond its first PART triples is summed in pieces of PART. How many pieces
+    # there are only the device knows; there is room for as many as there can be. Then the first
+    # ones of each latent are summed, and its pieces' sums added.
     most = len(rows) // PART
     pieces = (ends - starts - 1).clamp(min=0) // PART
     behind = pieces.cumsum(0)
@@ -487,8 +516,8 @@ def _sum(
 ) -> Tensor:
     """`out[i]`: the sum of `values[e] matrix[rows[e]]` over e from `starts[i]` to `ends[i]`.
 
-    `bias [d]` is added to each, and so are of `more`, sums, starts and ends, the sums from start to
-    end. Returns `out`, `[len(starts), d]`.
+    To each is added `bias [d]`, and of `more`, which is `(sums [any, d], firsts, lasts)`, the rows
+    of `sums` from `firsts[i]` to `lasts[i]`. Returns `out`, `[len(starts), d]`.
     """
     d = matrix.shape[1]
     columns = min(ROW_BYTES // matrix.element_size(), triton.next_power_of_2(d))
