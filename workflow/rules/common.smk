@@ -78,6 +78,19 @@ def language_model_path(wildcards):
     return f"{RESULTS}/language_model" if path == l0config.TRAINED else path
 
 
+def tokenizer_files():
+    """The files of its tokenizer; none for a name on the hub."""
+    if config["language_model"]["path"] == l0config.TRAINED:
+        return [f"{RESULTS}/tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config")]
+    return [path for path in language_model_files() if not path.endswith(".safetensors")]
+
+
+def tokenizer_path(wildcards):
+    """Where the tokenizer is loaded from: a folder, or a name on the hub."""
+    path = config["language_model"]["path"]
+    return f"{RESULTS}/tokenizer" if path == l0config.TRAINED else path
+
+
 # --- the autoencoders of a method
 
 

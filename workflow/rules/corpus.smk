@@ -22,7 +22,7 @@ rule corpus:
 rule contexts:
     input:
         documents=rules.corpus.output.documents,
-        language_model=language_model_files(),
+        tokenizer=tokenizer_files(),
     output:
         train=f"{RESULTS}/contexts/train.safetensors",
         validation=f"{RESULTS}/contexts/validation.safetensors",
@@ -38,7 +38,7 @@ rule contexts:
         **text_resources(minutes=240),
     params:
         language_model=config["language_model"],
-        tokenizer=language_model_path,
+        tokenizer=tokenizer_path,
         activations=config["activations"],
         evaluation=config["evaluation"],
     message:
