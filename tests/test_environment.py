@@ -147,3 +147,4 @@ def test_the_container_starts_a_snakefile_of_the_repository():
     root = Path(__file__).parents[1]
     (named,) = re.findall(r'"/opt/l0plane/(\S+)"\]', (root / "Containerfile").read_text())
     assert (root / named).is_file()
+    assert f"!{named}" in (root / ".dockerignore").read_text().splitlines()
