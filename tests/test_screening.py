@@ -153,9 +153,11 @@ def test_what_exceeds_thresholds_is_that_of_the_whole_product(seed, monkeypatch,
     x, encoder = (t / t.norm(dim=1, keepdim=True) for t in (x, encoder))
     generator = torch.Generator().manual_seed(seed)
     bias = torch.randn(N, generator=generator)
-    # Thresholds within a rounding of each latent's second largest value, on both sides of it.
+    # Thresholds within a rounding to bfloat16 of each latent's second largest value, on both sides
+    # of it, and farther than the order of float32 sums moves it.
     near = (x @ encoder.T + bias).topk(2, dim=0).values[1]
-    threshold = near * (1 + 1e-3 * torch.randn(N, generator=generator))
+    away = 1e-3 * torch.randn(N, generator=generator)
+    threshold = near + away + 1e-5 * away.sign()
     monkeypatch.setattr(arrays, "TILE_ROWS", 16)
     inputs = (x, encoder, bias, threshold)
     ours = cpu.select_above(*inputs)

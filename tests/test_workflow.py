@@ -49,7 +49,7 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
             ["--configfile", GPT2],
             {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12, "search_lambda": 60},
         ),
-        (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 8}),
+        (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
         (["tune"], {"choose_tuning": 1}),
         (["language_model"], {"train_language_model": 1}),
     ],
