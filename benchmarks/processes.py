@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import numba
 import torch
 
 from l0plane.distributed import joined
@@ -39,6 +40,7 @@ WARM_UP, STEPS = 3, 20
 
 def measure(sizes: argparse.Namespace) -> None:
     """In each process: time its steps; the first writes what it took to `sizes.output`."""
+    numba.set_num_threads(torch.get_num_threads())  # PyTorch follows OMP_NUM_THREADS by itself
     with joined(shard_latents=False) as ranks:
         ranks = replace(ranks, shard_latents=sizes.way == "latents")
         generator = torch.Generator().manual_seed(0)
