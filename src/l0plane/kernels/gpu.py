@@ -281,6 +281,60 @@ def _bits(a, place, width):
 
 
 @triton.jit
+def _bound(bits, k):
+    """A lower bound of the k-th largest of `bits`: exactly k have it or more, but for ties.
+
+    1 if fewer than k are positive.
+    """
+    low = 1
+    high = tl.max(bits) + 1
+    found = tl.sum((bits >= low).to(tl.int32))
+    while (found > k) & (high - low > 1):
+        middle = low + (high - low) // 2
+        count = tl.sum((bits >= middle).to(tl.int32))
+        enough = count >= k
+        found = tl.where(enough, count, found)
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    return low
+
+
+@triton.jit
+def _bound_in_memory(a, n, high, k, most, BLOCK: tl.constexpr):
+    """The same of `a [n]`, all below `high`: k have it or more, `most` at most, but for ties."""
+    column = tl.arange(0, BLOCK)
+    low = 1
+    found = n
+    while (found > most) & (high - low > 1):
+        middle = low + (high - low) // 2
+        count = 0
+        for start in range(0, n, BLOCK):
+            count += tl.sum((_bits(a, start + column, n) >= middle).to(tl.int32))
+        enough = count >= k
+        found = tl.where(enough, count, found)
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    return low
+
+
+@triton.jit
+def _room(a, n, low, most, BLOCK: tl.constexpr):
+    """How many of `most` are left for those that are equal to `low`."""
+    column = tl.arange(0, BLOCK)
+    room = most
+    for start in range(0, n, BLOCK):
+        room -= tl.sum((_bits(a, start + column, n) > low).to(tl.int32))
+    return room
+
+
+@triton.jit
+def _kept(bits, low, room):
+    """Which of `bits` are above `low`, or among the first `room` that are equal to it."""
+    last = (bits == low).to(tl.int32)
+    return (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
+
+
+@triton.jit
 def _group_maxima(a, maxima, n, groups, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * (BLOCK // SIZE) + tl.arange(0, BLOCK // SIZE)
@@ -311,21 +365,10 @@ def _narrow(
     chosen += row * capacity
     candidates += row * capacity
     values += row * capacity
-    # Bisection, as in `_top_k`: at least k groups have a value of `low` or more. So have k values.
+    # At least k groups have a value of `low` or more. So have k values.
     group = tl.arange(0, PADDED)
     largest = _bits(maxima + row * groups, group, groups)
-    top = tl.max(largest) + 1
-    upper = largest >> SHIFT
-    low = 1
-    high = tl.max(upper) + 1
-    found = tl.sum((upper >= low).to(tl.int32))
-    while (found > k) & (high - low > 1):
-        middle = low + (high - low) // 2
-        count = tl.sum((upper >= middle).to(tl.int32))
-        enough = count >= k
-        found = tl.where(enough, count, found)
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
+    low = _bound(largest >> SHIFT, k)
     low = tl.where(low > 1, low << SHIFT, 1)
     wanted = largest >= low
     found = tl.sum(wanted.to(tl.int32))
@@ -351,26 +394,13 @@ def _narrow(
         # Some groups have many large values: bisection over the whole row, and of those that are
         # equal to the last as many as there is room for. Other threads wrote to the same places.
         tl.debug_barrier()
-        count = n
-        high = top
-        while (count > capacity) & (high - low > 1):
-            middle = low + (high - low) // 2
-            found = 0
-            for start in range(0, n, BLOCK):
-                found += tl.sum((_bits(a, start + column, n) >= middle).to(tl.int32))
-            enough = found >= k
-            count = tl.where(enough, found, count)
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-        room = capacity
-        for start in range(0, n, BLOCK):
-            room -= tl.sum((_bits(a, start + column, n) > low).to(tl.int32))
+        low = _bound_in_memory(a, n, tl.max(largest) + 1, k, capacity, BLOCK)
+        room = _room(a, n, low, capacity, BLOCK)
         count = 0
         for start in range(0, n, BLOCK):
             bits = _bits(a, start + column, n)
-            last = (bits == low).to(tl.int32)
-            kept = (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
-            room -= tl.sum(last)
+            kept = _kept(bits, low, room)
+            room -= tl.sum((bits == low).to(tl.int32))
             rank = count + tl.cumsum(kept.to(tl.int32), 0)
             tl.store(candidates + rank - 1, start + column, mask=kept)
             tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=kept)
@@ -387,21 +417,8 @@ def _top_k(a, latents, lengths, indices, values, counts, width, k, BLOCK: tl.con
     if lengths is not None:
         length = tl.load(lengths + row)
     bits = _bits(a + row * width, place, length)
-    # Bisection: at least k values have `low` or more (or all that are positive), fewer `high`.
-    low = 1
-    high = tl.max(bits) + 1
-    found = tl.sum((bits >= low).to(tl.int32))
-    while (found > k) & (high - low > 1):
-        middle = low + (high - low) // 2
-        count = tl.sum((bits >= middle).to(tl.int32))
-        enough = count >= k
-        found = tl.where(enough, count, found)
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-    above = bits > low
-    last = bits == low
-    room = k - tl.sum(above.to(tl.int32))
-    kept = above | (last & (tl.cumsum(last.to(tl.int32), 0) <= room))
+    low = _bound(bits, k)
+    kept = _kept(bits, low, k - tl.sum((bits > low).to(tl.int32)))
     rank = tl.cumsum(kept.to(tl.int32), 0)
     latent = place
     if latents is not None:
@@ -423,26 +440,12 @@ def _mark_top_k(indptr, values, mask, k, BLOCK: tl.constexpr):
     largest = tl.zeros([BLOCK], tl.int32)
     for start in range(0, length, BLOCK):
         largest = tl.maximum(largest, _bits(values, start + place, length))
-    low = 1
-    high = tl.max(largest) + 1
-    found = length
-    while (found > k) & (high - low > 1):
-        middle = low + (high - low) // 2
-        count = 0
-        for start in range(0, length, BLOCK):
-            count += tl.sum((_bits(values, start + place, length) >= middle).to(tl.int32))
-        enough = count >= k
-        found = tl.where(enough, count, found)
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-    room = k
-    for start in range(0, length, BLOCK):
-        room -= tl.sum((_bits(values, start + place, length) > low).to(tl.int32))
+    low = _bound_in_memory(values, length, tl.max(largest) + 1, k, k, BLOCK)
+    room = _room(values, length, low, k, BLOCK)
     for start in range(0, length, BLOCK):
         bits = _bits(values, start + place, length)
-        last = (bits == low).to(tl.int32)
-        kept = (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
-        room -= tl.sum(last)
+        kept = _kept(bits, low, room)
+        room -= tl.sum((bits == low).to(tl.int32))
         tl.store(mask + start + place, kept, mask=start + place < length)
 
 
