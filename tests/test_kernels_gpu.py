@@ -18,7 +18,10 @@ from l0plane.files import UserError
 from l0plane.kernels import AdamState, reference
 
 pytest.importorskip("triton", reason="no Triton, which CUDA builds of PyTorch bring: make test-gpu")
-gpu = importlib.import_module("l0plane.kernels.gpu")
+gpu, products, selection = (
+    importlib.import_module(f"l0plane.kernels.{name}")
+    for name in ("gpu", "gpu_products", "gpu_selection")
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -47,16 +50,16 @@ def random_code(rows, n, share=0.3):
 def pieces(request, monkeypatch):
     """Pieces so small that these sizes have several of them, but where a test says otherwise."""
     if "full_size" not in request.node.name:
-        monkeypatch.setattr(gpu, "SEGMENT", 32)
-        monkeypatch.setattr(gpu, "TILE_BYTES", 560)
-        monkeypatch.setattr(gpu, "GROUP", 4)
-        monkeypatch.setattr(gpu, "LEAST_GROUP", 2)
-        monkeypatch.setattr(gpu, "GROUPS_FOR_EACH", 2)
-        monkeypatch.setattr(gpu, "GATHERED", 32)
-        monkeypatch.setattr(gpu, "ROW_BYTES", 32)
-        monkeypatch.setattr(gpu, "PART", 2)
-        monkeypatch.setattr(gpu, "MARKED", 8)
-        monkeypatch.setattr(gpu, "DENSE_SHARE", 1.0)
+        monkeypatch.setattr(selection, "SEGMENT", 32)
+        monkeypatch.setattr(selection, "TILE_BYTES", 560)
+        monkeypatch.setattr(selection, "GROUP", 4)
+        monkeypatch.setattr(selection, "LEAST_GROUP", 2)
+        monkeypatch.setattr(selection, "GROUPS_FOR_EACH", 2)
+        monkeypatch.setattr(products, "GATHERED", 32)
+        monkeypatch.setattr(products, "ROW_BYTES", 32)
+        monkeypatch.setattr(products, "PART", 2)
+        monkeypatch.setattr(selection, "MARKED", 8)
+        monkeypatch.setattr(products, "DENSE_SHARE", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +79,9 @@ def test_above(threshold):
 
 def test_more_active_latents_than_can_be_counted_are_refused(monkeypatch):
     x, encoder = torch.ones(3, 12, device=DEVICE), torch.ones(20, 12, device=DEVICE)
-    monkeypatch.setattr(gpu, "MOST_TRIPLES", 60)
+    monkeypatch.setattr(selection, "MOST_TRIPLES", 60)
     assert len(gpu.select_above(x, encoder, None, 0.0).indices) == 60
-    monkeypatch.setattr(gpu, "MOST_TRIPLES", 59)
+    monkeypatch.setattr(selection, "MOST_TRIPLES", 59)
     with pytest.raises(UserError, match=r"in a batch of 3 .* lower training\.batch_tokens"):
         gpu.select_above(x, encoder, None, 0.0)
 
@@ -99,7 +102,7 @@ def test_values_that_are_not_finite(k):
     selected = gpu.select_top_k(torch.eye(2, device=DEVICE), values.T.contiguous(), None, k)
     # The product spreads NaN over both rows, which is why the kernel is looked at by itself.
     assert len(selected.indices) == selected.indptr[-1]
-    indices, kept, counts = gpu._largest(values, k)
+    indices, kept, counts = selection._largest(values, k)
     a = values.nan_to_num(nan=-1.0, posinf=torch.inf, neginf=-torch.inf)
     expected = (a > 0).sum(1).clamp(max=k)
     assert torch.equal(counts, expected.int())
@@ -119,7 +122,7 @@ def test_candidates_hold_the_largest_wherever_they_lie(k, dtype):
     odd[[3, 20, 21, 40]] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0], device=DEVICE)
     few = torch.where(few > 2, few, -1.0)
     a = torch.stack([spread, together, many, ties, odd, few]).to(dtype)
-    found, counts, values = gpu._candidates(a, k, 4)
+    found, counts, values = selection._candidates(a, k, 4)
     for row, places, count, kept in zip(a.float(), found, counts, values, strict=True):
         row = row.nan_to_num(nan=-1.0, posinf=torch.inf)
         order = torch.sort(row, descending=True, stable=True).indices[:k]
@@ -286,9 +289,13 @@ COMPILE = """
 from importlib import import_module
 
 import triton
+from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-gpu = import_module("l0plane.kernels.gpu")
+gpu, products, selection = (
+    import_module(f"l0plane.kernels.{name}")
+    for name in ("gpu", "gpu_products", "gpu_selection")
+)
 
 INTEGERS = {"indices", "latents", "counts", "starts", "ends", "indptr", "rows"}
 INTEGERS |= {"candidates", "chosen", "firsts", "lasts", "lengths"}
@@ -314,19 +321,21 @@ def compile(kernel, rounded=(), **constants):
     assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
 
 
-for name in (
-    *("_count_above", "_keep_above", "_group_maxima", "_narrow", "_top_k", "_mark_top_k"),
-    *("_sum_gathered", "_sampled_product", "_adam"),
-):
-    compile(getattr(gpu, name))
-compile(gpu._top_k, latents=None, lengths=None)
-compile(gpu._group_maxima, rounded=["a", "maxima"])
-compile(gpu._narrow, rounded=["a", "maxima"], SHIFT=16)
-compile(gpu._sum_gathered, rounded=["matrix"])
-compile(gpu._sampled_product, rounded=["left", "right"])
-compile(gpu._sum_gathered, bias=None, sums=None, firsts=None, lasts=None)
-compile(gpu._count_above, bias=None)
-compile(gpu._keep_above, bias=None)
+everything = [value for module in (gpu, products, selection) for value in vars(module).values()]
+kernels = [value for value in everything if isinstance(value, JITFunction)]
+assert len(kernels) > 10
+for kernel in kernels:
+    # Those that others call, and are compiled with them, return something.
+    if "return" not in kernel.src:
+        compile(kernel)
+compile(selection._top_k, latents=None, lengths=None)
+compile(selection._group_maxima, rounded=["a", "maxima"])
+compile(selection._narrow, rounded=["a", "maxima"], SHIFT=16)
+compile(products._sum_gathered, rounded=["matrix"])
+compile(products._sampled_product, rounded=["left", "right"])
+compile(products._sum_gathered, bias=None, sums=None, firsts=None, lasts=None)
+compile(selection._count_above, bias=None)
+compile(selection._keep_above, bias=None)
 """
 
 
