@@ -24,7 +24,7 @@ for method in METHODS:
     include: f"workflow/methods/{method}/rule.smk"
 
 
-include: "workflow/rules/stream.smk"
+include: "workflow/rules/together.smk"
 include: "workflow/rules/tuning.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"

@@ -148,6 +148,7 @@ def test_a_mistake_in_it_stops_no_run(capsys):
 WORKFLOW = """
 METHODS = SERIES = {{"a": {{}}}}
 FIGURE_TABLES = {{}}
+groups = dict.fromkeys(METHODS, ()).get
 
 include: "{rules}/progress.smk"
 

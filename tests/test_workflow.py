@@ -42,12 +42,15 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
-        ([], {"train_topk": 10, "train_relu_scaled": 10}),
-        (["--configfile", SMOKE], {"train_topk": 2, "search_lambda": 10}),
+        # One job trains the levels of a seed; a seed with one level needs no such job.
+        ([], {"together_topk_s0": 1, "train_topk": 2, "together_relu_scaled_s0": 1}),
+        (["--config", "execution={together: false}"], {"train_topk": 10, "together_topk_s0": 0}),
+        (["--configfile", SMOKE], {"together_topk_s0": 1, "search_lambda": 10}),
         # A stream trains all levels in one job; what starts from another's result reads the disk.
         (
             ["--configfile", GPT2],
-            {"stream_topk": 1, "train_topk": 0, "train_relu_scaled": 12, "search_lambda": 60},
+            {"stream_topk": 1, "together_topk_s0": 0, "train_topk": 0, "search_lambda": 60}
+            | {"together_relu_scaled_s0": 1},
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
         (["tune"], {"choose_tuning": 1}),
@@ -203,11 +206,33 @@ def test_all_of_it_at_toy_size(with_my_method):
     listed = smoke("--list-rules", "--quiet", "all").stdout
     rules = {line for line in listed.splitlines() if line.isidentifier()}
     rules -= {"all", "tune", "lambdas", "language_model"}
+    # But for those in whose place one job trained all levels.
+    together = {rule for rule in rules if rule.startswith("together_")}
+    rules -= {f"train_{rule.removeprefix('together_').removesuffix('_s0')}" for rule in together}
+    assert {"together_topk_s0", "together_relu_scaled_s0", "together_prolu_ste_s0"} <= together
     assert {"corpus", "train_my_method", "evaluate_topk", "choose_tuning", "draw_claims"} <= rules
     assert {rule for rule in rules if f"Rule: {rule})" not in done.stdout} == set()
 
     again = smoke("--cores", 2)
     assert "Nothing to be done" in again.stdout
+
+    # Trained alone, an autoencoder becomes what it became together with others.
+    for method in ("relu_scaled", "batch_topk", "prolu_ste"):
+        place = results / f"autoencoders/{method}/n128-l4-s0"
+        before = {path.name: path.read_bytes() for path in place.iterdir()}
+        shutil.rmtree(place)
+        alone = smoke(
+            "execution={together: false}",
+            "--cores",
+            2,
+            "--",
+            f"{place.relative_to(tmp_path)}/cfg.json",
+        )
+        assert f"Rule: train_{method})" in alone.stdout, alone.stdout
+        after = {path.name: path.read_bytes() for path in place.iterdir()}
+        for name in ("sae_weights.safetensors", "training.csv"):
+            assert after[name] == before[name]
+        assert after.keys() == before.keys()
 
     reported = smoke("--report", "report.html")
     assert reported.returncode == 0, reported.stdout
@@ -256,6 +281,6 @@ def test_no_lambdas_are_collected_where_nothing_is_penalised(tmp_path):
     arguments = ("--configfile", SMOKE, "--config", "methods=[topk]")
     done = snakemake(tmp_path, "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout
-    assert "train_topk" in done.stdout
+    assert "together_topk_s0" in done.stdout
     assert "search_lambda" not in done.stdout
     assert "collect_lambdas" not in done.stdout

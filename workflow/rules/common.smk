@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from snakemake.exceptions import WorkflowError
 
@@ -131,10 +132,9 @@ def lambda_table(method):
     return searched_lambda(method) if measured else config["lambdas"]
 
 
-def lambda_tables(method):
-    """Where the constant lambdas of all levels of a method are read."""
+def lambda_tables(method, levels):
+    """Where the constant lambdas of some levels of a method are read."""
     table = lambda_table(method)
-    levels = l0config.levels(config)
     return sorted({table.format(**vars(level)) for level in levels} if table else [])
 
 
@@ -145,20 +145,68 @@ def seed_0_lambda(wildcards):
     return searched_lambda(wildcards.method).format(**{**wildcards, "seed": 0})
 
 
-def streamed_methods():
-    """The methods whose levels are trained together; none if activations are read from disk.
+class Group(NamedTuple):
+    """Levels of a method that one job trains together."""
 
-    A method that derives from another, or whose rule runs a script of its own, is trained on
-    stored activations as ever.
+    name: str
+    stem: str
+    levels: list
+
+    @property
+    def streamed(self):
+        return self.stem == "stream"
+
+
+def groups(method):
+    """The groups of a method's levels; a level that is in none is trained by the method's own rule.
+
+    A stream feeds all levels. On stored activations those with one seed share a course of batches
+    where `execution.together` says so. A method whose rule runs a script of its own, or needs
+    other files, has none.
     """
-    if not config["training"]["stream_buffer_tokens"]:
+    known = {"activations", "lambdas", "base", "base_weights", "base_provenance"}
+    if not any(
+        its.name == f"train_{method}"
+        and its.script == "../../scripts/train.py"
+        and known.issuperset(its.input.keys())
+        for its in workflow.rules
+    ):
         return []
-    shared = {rule.name for rule in workflow.rules if rule.script == "../../scripts/train.py"}
+    levels = l0config.levels(config)
+    # What derives from another method's result reads the disk.
+    if config["training"]["stream_buffer_tokens"] and "derived_from" not in METHODS[method]:
+        return [Group(f"stream_{method}", "stream", levels)]
+    if not config["execution"]["together"]:
+        return []
+    seeds = {}
+    for level in levels:
+        seeds.setdefault(level.seed, []).append(level)
     return [
-        method
-        for method in config["methods"]
-        if f"train_{method}" in shared and "derived_from" not in METHODS[method]
+        Group(f"together_{method}_s{seed}", f"s{seed}", same)
+        for seed, same in seeds.items()
+        if len(same) > 1
     ]
+
+
+def group_files(method, group, *more):
+    """The files of all autoencoders of a group, as `autoencoder` names them."""
+    return {
+        name: [path.format(**vars(level)) for level in group.levels]
+        for name, path in autoencoder(method, *more).items()
+    }
+
+
+def group_inputs(method, group):
+    """What a group needs beside the activations."""
+    found = {"lambdas": lambda_tables(method, group.levels)}
+    if group.streamed:
+        found["contexts"] = rules.contexts.output.train
+        found["language_model"] = language_model_files()
+    if base := METHODS[method].get("derived_from"):
+        files = group_files(base, group, "provenance.json")
+        names = {"cfg": "base", "sae_weights": "base_weights", "provenance": "base_provenance"}
+        found |= {names[name]: paths for name, paths in files.items()}
+    return found
 
 
 # --- measurements and tuning

@@ -33,7 +33,8 @@ rule contexts:
         f"{LOGS}/contexts.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    # One beside the training of a language model; else nothing could start before this ends.
+    threads: 1 if config["language_model"]["path"] == l0config.TRAINED else 8
     resources:
         **text_resources(minutes=240),
     params:

@@ -15,7 +15,7 @@ def asked():
     if config["language_model"]["path"] == l0config.TRAINED:
         model = f"{RESULTS}/language_model/model.safetensors"
         first.insert(1, ("train_language_model", model, f"{LOGS}/train_language_model.log"))
-    streamed, found = streamed_methods(), []
+    found = []
     for method in config["methods"]:
         measure = f"{RESULTS}/measurements/{method}/autoencoders.csv"
         for level in l0config.levels(config):
@@ -28,10 +28,11 @@ def asked():
                         place = (lambda_table(each), searching)
                         place = (part.replace("{seed}", str(seed)) for part in place)
                         jobs.append(("search_lambda", *place))
-                together = each in streamed
-                name = f"stream_{each}" if together else f"train_{each}"
-                said = f"{LOGS}/autoencoders/{each}/stream.log"
-                said = said if together else autoencoder_log(each, "log")
+                name, said = f"train_{each}", autoencoder_log(each, "log")
+                for group in groups(each):
+                    if level in group.levels:
+                        name = group.name
+                        said = f"{LOGS}/autoencoders/{each}/{group.stem}.log"
                 jobs.append((name, autoencoder(each)["cfg"], said))
             jobs.append((f"evaluate_{method}", measure, f"{LOGS}/evaluate/{method}.log"))
             place = {"n": level.n, "l0": level.l0, "seed": level.seed}

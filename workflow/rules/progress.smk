@@ -16,7 +16,7 @@ KINDS = {
     "search_lambda": "searches for lambda",
     "tune_candidate": "tuning candidates",
     **{f"train_{method}": "trainings" for method in METHODS},
-    **{f"stream_{method}": "streams" for method in METHODS},
+    **{group.name: "groups of trainings" for method in METHODS for group in groups(method)},
     **{f"evaluate_{method}": "evaluations" for method in SERIES},
     **{f"draw_{figure}": "figures" for figure in FIGURE_TABLES},
 }

@@ -86,21 +86,27 @@ def evaluation_resources(method):
     return language_model_resources(tokens, 2 * tokens * n * WIDTH)
 
 
-def streamed_resources():
-    """The same of a job that trains all levels of a method: language model, buffer, trainings."""
+def group_resources(group):
+    """The same of a job that trains several levels of a method, on a stream or stored activations."""
     settings = config["training"]
-    sizes = [level.n for level in l0config.levels(config)]
+    sizes = [level.n for level in group.levels]
     latents = sum(sizes)
     products = 3 * settings["tokens"] * WIDTH * latents
     # Of encoder and decoder each: values, gradients, two moments, the average.
-    buffers = PROCESSES * settings["stream_buffer_tokens"]
-    trainings = 4 * WIDTH * (buffers + COPIES * 2 * 5 * latents)
-    trainings += PROCESSES // COPIES * BATCH
+    held = 4 * WIDTH * COPIES * 2 * 5 * latents + PROCESSES // COPIES * BATCH
     # One of the trainings takes its step at a time.
-    step = memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
+    held += memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
+    if not group.streamed:
+        shards = 8 * WIDTH * config["activations"]["shard_tokens"]
+        return {
+            "mem_mb": 3000 * PROCESSES + (held + shards) // 10**6,
+            "runtime": minutes(products),
+            "gpu": config["gpus"] * PROCESSES,
+        }
+    held += 4 * WIDTH * PROCESSES * settings["stream_buffer_tokens"]
     of_model = language_model_resources(settings["tokens"], products)
     return {
         **of_model,
-        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + (trainings + step) // 10**6,
+        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + held // 10**6,
         "gpu": PROCESSES * of_model["gpu"],
     }

@@ -5,6 +5,8 @@ order, so that the first ones, which is what the later rules use, are a sample o
 Says here, before anything expensive, when the text is too short for what the run asks.
 """
 
+import os
+
 import numpy as np
 
 from l0plane.config import check_token_supply
@@ -14,6 +16,8 @@ from l0plane.tokens import encode_contexts, load_tokenizer, save_contexts
 
 with job(snakemake):
     params = snakemake.params
+    # Both are read at the first batch.
+    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(snakemake.threads))
     tokenizer = load_tokenizer(params.tokenizer)
     length = params.language_model["context"]
     contexts = {}

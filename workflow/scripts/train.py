@@ -1,6 +1,6 @@
-"""Autoencoders of a built-in method: one on stored activations, or all levels on a stream.
+"""Autoencoders of a built-in method: one, or several levels on the same batches.
 
-Reads stored activations (and the autoencoder that the method derives from, and the lambdas that
+Reads stored activations (and the autoencoders that the method derives from, and the lambdas that
 were found for a penalty; for a stream, the contexts and the language model); writes, for each, a
 SAELens directory, its provenance and the training log. While it runs, a checkpoint lies beside the
 log; a job that was killed goes on from there. A training that fails is a result too: its provenance
@@ -37,8 +37,38 @@ def listed(files):
     return [files] if isinstance(files, str) else list(files or [])
 
 
+def bases():
+    """The autoencoders that the levels derive from, or none; in place of one that failed, why."""
+    for path in listed(snakemake.input.get("base")):
+        try:
+            with rebuilt_by_the_run(Path(path).parent):
+                yield Autoencoder.load(Path(path).parent)
+        except Failed as error:
+            print(f"{snakemake.params.method} derives from what failed: {error}", flush=True)
+            yield f"derives from what failed: {error}"
+
+
+def hyperparameters_of(store, n, l0, seed):
+    """Those of the method at one level, with its lambda if one was found."""
+    params = snakemake.params
+    found = dict(params.hyperparameters)
+    rate = found["learning_rate"] = learning_rate(found, n, params.reference_n)
+    if tables := listed(snakemake.input.get("lambdas")):
+        subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
+        level = {"method": params.method, "n": n, "l0_target": l0, **subject}
+        factor = read_lambda(tables, level, seed, params.settings, rate)
+        if factor is None:
+            print(
+                f"no lambda is known for n={n} L0={l0}, this text, model and training in "
+                f"{', '.join(tables)}: steering it"
+            )
+        else:
+            found["lambda"] = factor
+    return found
+
+
 def trained(store, levels, checkpoint, ranks):
-    """The results of all levels, one by one; a base whose training failed is raised as `Failed`."""
+    """The results of all levels, one by one."""
     params = snakemake.params
     use_precision(params.settings)
     source = store
@@ -50,28 +80,14 @@ def trained(store, levels, checkpoint, ranks):
         source = ActivationStream(
             store, load_contexts(contexts), language_model, buffer_tokens, ranks
         )
-    base = None
-    if path := snakemake.input.get("base"):
-        with rebuilt_by_the_run(Path(path).parent):
-            base = Autoencoder.load(Path(path).parent)
     sample = store.sample(INITIALISATION_ROWS)
     trainings = []
-    for n, l0, seed in levels:
-        hyperparameters = dict(params.hyperparameters)
-        hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
-        tables = listed(snakemake.input.get("lambdas"))
-        if tables:
-            subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
-            level = {"method": params.method, "n": n, "l0_target": l0, **subject}
-            rate = hyperparameters["learning_rate"]
-            found = read_lambda(tables, level, seed, params.settings, rate)
-            if found is None:
-                print(
-                    f"no lambda is known for n={n} L0={l0}, this text, model and training in "
-                    f"{', '.join(tables)}: steering it"
-                )
-            else:
-                hyperparameters["lambda"] = found
+    for (n, l0, seed), base in zip(levels, [*bases()] or [None] * len(levels), strict=True):
+        if isinstance(base, str):
+            trainings.append(base)
+            continue
+        hyperparameters = hyperparameters_of(store, n, l0, seed)
+        settings = params.settings
         trainings.append(
             Training(
                 params.method,
@@ -79,14 +95,17 @@ def trained(store, levels, checkpoint, ranks):
                 n,
                 l0,
                 seed,
-                params.settings,
+                settings,
                 hyperparameters,
                 base=base,
                 ranks=ranks,
             )
         )
-    # A stream has one order for all; a training on stored activations has its seed's.
-    return train_together(trainings, source, levels[0][2], checkpoint)
+    able = [training for training in trainings if isinstance(training, Training)]
+    # A stream has one order for all; trainings on stored activations have their seed's.
+    results = train_together(able, source, levels[0][2], checkpoint) if able else iter(())
+    for training in trainings:
+        yield Trained.nothing(training) if isinstance(training, str) else next(results)
 
 
 def train(ranks):
@@ -98,20 +117,17 @@ def train(ranks):
     checkpoint = SharedCheckpoint(
         Path(snakemake.log[0]).with_suffix(".checkpoint"), execution["checkpoint_minutes"], ranks
     )
-    try:
-        results = trained(store, levels, checkpoint, ranks)
-    except Failed as error:
-        print(f"{params.method} derives from what failed: {error}")
-        results = [Trained.nothing(f"derives from what failed: {error}")]
+    results = trained(store, levels, checkpoint, ranks)
     places = [Path(path).parent for path in listed(snakemake.output.cfg)]
-    for (n, l0, seed), directory, (autoencoder, log, facts) in zip(
-        levels, places, results, strict=True
+    origins = listed(snakemake.input.get("base_provenance")) or [None] * len(levels)
+    for (n, l0, seed), directory, origin, (autoencoder, log, facts) in zip(
+        levels, places, origins, results, strict=True
     ):
         if ranks.rank:
             continue
-        if earlier := snakemake.input.get("base_provenance"):
+        if origin:
             # What it cost includes what it started from.
-            earlier = read_provenance(Path(earlier).parent)
+            earlier = read_provenance(Path(origin).parent)
             for cost in ("training_tokens", "training_seconds"):
                 facts[cost] += earlier[cost]
         keys = {"run": params.run, "method": params.method, "n": n, "l0_target": l0, "seed": seed}

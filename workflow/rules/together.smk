@@ -1,0 +1,33 @@
+# Levels of a method that one job trains together: what they share is loaded once. These rules leave
+# the same files as the methods' own and have no wildcards, which is why Snakemake prefers them.
+for method in METHODS:
+    for group in groups(method):
+
+        rule:
+            name:
+                group.name
+            input:
+                **group_inputs(method, group),
+                activations=rules.activations.output.train,
+            output:
+                **group_files(method, group, "provenance.json", "training.csv"),
+            log:
+                f"{LOGS}/autoencoders/{method}/{group.stem}.log",
+            benchmark:
+                f"{LOGS}/autoencoders/{method}/{group.stem}.tsv"
+            # The largest first, so that small ones fill what is left of the time.
+            priority: len(group.levels)
+            conda:
+                "../../environment.yml"
+            # A stream's language model takes what there is.
+            threads: max(8, PROCESSES) if group.streamed else PROCESSES
+            resources:
+                **group_resources(group),
+            params:
+                **dict(workflow.get_rule(f"train_{method}").params.items()),
+                levels=plain(group.levels),
+                language_model_path=language_model_path,
+            message:
+                "Training: {params.method}, levels {params.levels} (n, L0, seed)"
+            script:
+                "../scripts/train.py"
