@@ -1,3 +1,4 @@
+import ast
 import json
 import random
 from collections import Counter
@@ -68,6 +69,49 @@ def test_a_module_is_one_document_of_its_long_docstrings(install):
     (document,) = docstring_documents(["zebra"])
     assert document.source == "zebra/zebra/b.py"
     assert document.text == sentence("mean") + "\n\n" + sentence("sum")
+
+
+BLOCKS = """
+try:
+    {0}
+except A:
+    {1}
+except B:
+    {2}
+else:
+    {3}
+finally:
+    {4}
+for i in lambda: 1:
+    {5}
+else:
+    while 0:
+        {6}
+    else:
+        with a if b else c:
+            {7}
+match x:
+    case 1:
+        {8}
+    case _:
+        {9}
+class C:
+    {10}
+    async def f():
+        {11}
+"""
+
+
+def test_definitions_are_found_wherever_they_stand(install):
+    said = [sentence(f"mean of definition {i}") for i in range(12)]
+    code = BLOCKS.format(*(f'def f(): """{text}"""' for text in said))
+    install("zebra", {"a.py": code})
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    walked = [ast.get_docstring(n) for n in ast.walk(ast.parse(code)) if isinstance(n, kinds)]
+    expected = [text for text in walked if text]
+    assert sorted(expected) == sorted(said)
+    (document,) = docstring_documents(["zebra"])
+    assert document.text == "\n\n".join(expected)
 
 
 def test_a_docstring_stands_in_the_first_module_only(install):

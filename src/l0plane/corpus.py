@@ -10,12 +10,14 @@ in validation out of test, so that nothing is evaluated on what was trained on.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib.metadata
 import json
 import multiprocessing
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ from l0plane.hub import how_to_bring
 SPLITS = ("train", "validation", "test")
 #: Docstrings shorter than this say little and repeat much ("Returns the value.").
 MIN_DOCSTRING_CHARS = 80
+#: What can have a docstring.
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+#: Where statements, and so documented definitions, stand in a node of a syntax tree.
+BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")
 #: A single document longer than this is cut into documents of this length at most.
 MAX_DOCUMENT_CHARS = 1_000_000
 #: A paragraph shorter than this may stand in two splits ("Parameters", "See the notes below.").
@@ -85,8 +91,10 @@ def docstring_documents(packages: Iterable[str]) -> Iterator[Document]:
         located = importlib.metadata.distribution(package)
         modules += [(f"{package}/{name}", str(located.locate_file(name))) for name in names]
     seen: set[str] = set()
-    # fork: a spawned worker would import the caller's main script again.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+    # fork: a spawned worker would import the caller's main script again. Trees have no cycles:
+    # nothing is lost, and a fifth of the parsing saved, where no one looks for them.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(mp_context=context, initializer=gc.disable) as pool:
         found = pool.map(_module_docstrings, (path for _, path in modules), chunksize=64)
         for (source, _), docstrings in zip(modules, found, strict=True):
             new = [text for text in dict.fromkeys(docstrings) if text not in seen]
@@ -108,9 +116,20 @@ def _module_docstrings(path: str) -> list[str]:
             tree = ast.parse(code)
     except (SyntaxError, ValueError):  # templates and test data that are not Python
         return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    docstrings = map(ast.get_docstring, _documented(tree))
     return [text for text in docstrings if text and len(text) >= MIN_DOCSTRING_CHARS]
+
+
+def _documented(tree: ast.Module) -> Iterator[Documented]:
+    """The definitions in the order of `ast.walk`, which looks into all expressions as well."""
+    left = deque[ast.AST]([tree])
+    while left:
+        node = left.popleft()
+        if isinstance(node, Documented):
+            yield node
+        for name in node._fields:
+            if name in BLOCKS:
+                left.extend(getattr(node, name))
 
 
 # --- the user's own files
