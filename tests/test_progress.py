@@ -41,6 +41,19 @@ def test_what_is_left_takes_the_mean_of_its_rule_its_kind_or_of_all(left):
     assert left.seconds(780.0) == pytest.approx((2 * 120 + 2 * 60 + 2 * 192) / 2)
 
 
+def test_a_job_that_makes_several_counts_for_all_of_them():
+    left = TimeLeft({**KINDS, "together_topk": "trainings"}, {"together_topk": 8})
+    left.plan({"together_topk": 2, "train_topk": 4, "all": 1})
+    left.start(0, "together_topk", 0.0)
+    left.end(0, 80.0)
+    # One more of eight, four of one, and `all` like the job that has finished.
+    assert left.seconds(80.0) == pytest.approx(80 + 4 * 10 + 80)
+    assert left.line(80.0) == "about 3 min left: 8 of 20 trainings"
+    left.start(1, "train_topk", 80.0)
+    left.end(1, 96.0)
+    assert left.seconds(96.0) == pytest.approx(80 + 3 * 16 + 48)
+
+
 def test_what_runs_counts_for_its_rest_and_never_for_less_than_nothing(left):
     before = left.seconds(660.0)
     for job in (3, 4):
@@ -122,7 +135,7 @@ def finish(progress, job, rule="train_topk"):
 
 def test_a_line_comes_when_a_job_has_finished_and_not_too_often():
     said, now = [], [100.0]
-    progress = Progress(KINDS, said.append, clock=lambda: now[0])
+    progress = Progress(KINDS, {}, said.append, clock=lambda: now[0])
     progress.handle(record(LogEvent.RUN_INFO, stats={"train_topk": 5, "total": 5}))
     finish(progress, 1)
     finish(progress, 2)
@@ -136,12 +149,12 @@ def test_a_line_comes_when_a_job_has_finished_and_not_too_often():
 
 def test_without_a_plan_there_is_no_line():
     said = []
-    finish(Progress(KINDS, said.append), 1)
+    finish(Progress(KINDS, {}, said.append), 1)
     assert said == []
 
 
 def test_a_mistake_in_it_stops_no_run(capsys):
-    Progress(KINDS, print).handle(record(LogEvent.JOB_INFO))
+    Progress(KINDS, {}, print).handle(record(LogEvent.JOB_INFO))
     assert "KeyError" in capsys.readouterr().err
 
 

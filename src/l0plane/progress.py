@@ -21,15 +21,18 @@ class TimeLeft:
     """How long a run will take yet; it is told what happens when, in seconds of any clock.
 
     Each job that is left takes as long as the finished ones of its rule on average; where none has
-    finished, as those of its kind; where none of these, as any. As many go at a time as did so far.
+    finished, as those of its kind, for each thing that it makes; where none of these, as any. As
+    many go at a time as did so far.
 
     Args:
         kinds: rule -> a word for what it and its like make, `trainings` say. A rule that is not
             among them is a kind of its own, of which the line does not speak.
+        made: rule -> how many of these a job of it makes, where that is not one.
     """
 
-    def __init__(self, kinds: Mapping[str, str]):
+    def __init__(self, kinds: Mapping[str, str], made: Mapping[str, int] | None = None):
         self.kinds = kinds
+        self.made = made or {}
         self._planned: Counter[str] = Counter()  # rule -> jobs
         self._ended: Counter[str] = Counter()
         self._running: dict[int, tuple[str, float]] = {}  # job -> rule, when it began
@@ -69,7 +72,7 @@ class TimeLeft:
         """
         self._pass(now)
         planned = self._by_kind(self._planned)
-        if not planned or not self._durations(max(planned, key=planned.__getitem__)):
+        if not planned or self._one_takes(max(planned, key=planned.__getitem__)) is None:
             return None
         left = self._planned - self._ended
         work = sum(count * self._mean(rule) for rule, count in left.items())
@@ -93,27 +96,29 @@ class TimeLeft:
         return f"about {_in_words(seconds)} left" + (f": {counts}" if counts else "")
 
     def _by_kind(self, jobs: Counter[str]) -> Counter[str]:
+        """How many things of each kind the jobs make."""
         found: Counter[str] = Counter()
         for rule, count in jobs.items():
-            found[self.kinds.get(rule, rule)] += count
+            found[self.kinds.get(rule, rule)] += count * self.made.get(rule, 1)
         return found
 
-    def _durations(self, kind: str) -> list[float]:
-        """Seconds of each finished job of a kind."""
-        return [
-            seconds
-            for rule, durations in self._finished.items()
-            if self.kinds.get(rule, rule) == kind
-            for seconds in durations
-        ]
+    def _one_takes(self, kind: str) -> float | None:
+        """Seconds for each thing of a kind, in the jobs that have finished; None if none has."""
+        seconds, things = 0.0, 0
+        for rule, durations in self._finished.items():
+            if self.kinds.get(rule, rule) == kind:
+                seconds += sum(durations)
+                things += len(durations) * self.made.get(rule, 1)
+        return seconds / things if things else None
 
     def _mean(self, rule: str) -> float:
         """Seconds that a job of the rule takes; at least one of some rule has finished."""
-        return fmean(
-            self._finished.get(rule)
-            or self._durations(self.kinds.get(rule, rule))
-            or [seconds for durations in self._finished.values() for seconds in durations]
-        )
+        if own := self._finished.get(rule):
+            return fmean(own)
+        one = self._one_takes(self.kinds.get(rule, rule))
+        if one is not None:
+            return one * self.made.get(rule, 1)
+        return fmean(seconds for durations in self._finished.values() for seconds in durations)
 
     def _pass(self, now: float) -> None:
         """Count the time since the last call."""
@@ -137,6 +142,7 @@ class Progress(logging.Handler):
 
     Args:
         kinds: as for `TimeLeft`.
+        made: as for `TimeLeft`.
         say: what is done with a line.
         every: seconds between two lines, at least.
         clock: gives the time in seconds.
@@ -145,12 +151,13 @@ class Progress(logging.Handler):
     def __init__(
         self,
         kinds: Mapping[str, str],
+        made: Mapping[str, int],
         say: Callable[[str], None],
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__()
-        self._time_left = TimeLeft(kinds)
+        self._time_left = TimeLeft(kinds, made)
         self._say, self._every, self._clock = say, every, clock
         self._due = 0.0
 

@@ -16,10 +16,14 @@ KINDS = {
     "search_lambda": "searches for lambda",
     "tune_candidate": "tuning candidates",
     **{f"train_{method}": "trainings" for method in METHODS},
-    **{group.name: "groups of trainings" for method in METHODS for group in groups(method)},
+    **{group.name: "trainings" for method in METHODS for group in groups(method)},
     **{f"evaluate_{method}": "evaluations" for method in SERIES},
     **{f"draw_{figure}": "figures" for figure in FIGURE_TABLES},
 }
 
+# How many of these a job makes, where that is not one.
+MADE = {group.name: len(group.levels) for method in METHODS for group in groups(method)}
+
 # --quiet progress silences it too.
-logger.addHandler(Progress(KINDS, partial(logger.info, extra={"quietness": Quietness.PROGRESS})))
+say = partial(logger.info, extra={"quietness": Quietness.PROGRESS})
+logger.addHandler(Progress(KINDS, MADE, say))
