@@ -150,13 +150,11 @@ def snakemake(tmp_path, sample, contexts, model_directory):
         "settings": SETTINGS,
         "hyperparameters": HYPERPARAMETERS,
         "reference_n": 40,
-        "levels": LEVELS,
     }
     return SimpleNamespace(
         input=Namedlist(fromdict=inputs),
         output=Namedlist(fromdict={"cfg": [str(d / "cfg.json") for d in directories]}),
         params=Namedlist(fromdict=params),
-        wildcards=Namedlist(),
         config={"execution": {"checkpoint_minutes": 1e-9, "processes": 1, "shard_latents": False}},
         log=[str(tmp_path / "logs/stream.log")],
         rule="stream_topk",

@@ -271,7 +271,7 @@ class Named(dict):
 
 __real_file__ = __file__
 facts = json.loads({facts!r})
-for name in ("input", "output", "params", "wildcards"):
+for name in ("input", "output", "params"):
     facts[name] = Named(facts[name])
 snakemake = SimpleNamespace(**facts)
 """
@@ -290,7 +290,7 @@ def job(directory):
     execution = {"checkpoint_minutes": 1e-9, "processes": 2, "shard_latents": True}
     facts = {
         "input": {"activations": str(store)},
-        "output": {"cfg": str(directory / "trained/cfg.json")},
+        "output": {"cfg": str(directory / f"n{N}-l3-s0/cfg.json")},
         "params": {
             "run": "r",
             "method": "topk",
@@ -299,7 +299,6 @@ def job(directory):
             "hyperparameters": {"learning_rate": 5e-3},
             "reference_n": N,
         },
-        "wildcards": {"n": N, "l0": 3, "seed": 0},
         "config": {"execution": execution},
         "log": [str(directory / "logs/job.log")],
         "rule": "train_topk",
@@ -320,11 +319,12 @@ def test_the_job_leaves_what_one_process_leaves(tmp_path):
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["job.log"]
     store = ActivationStore(tmp_path / "store")
     expected, table, _ = train("topk", store, N, 3, 0, SHORT, {"learning_rate": 5e-3})
-    found = Autoencoder.load(tmp_path / "trained")
+    place = tmp_path / f"n{N}-l3-s0"
+    found = Autoencoder.load(place)
     torch.testing.assert_close(found.decoder, expected.decoder, rtol=1e-3, atol=1e-4)
-    rows = pd.read_csv(tmp_path / "trained/training.csv")
+    rows = pd.read_csv(place / "training.csv")
     assert rows["nmse"].to_numpy() == pytest.approx(table["nmse"].to_numpy(), rel=1e-4)
-    assert read_json(tmp_path / "trained/provenance.json")["training_steps"] == STEPS
+    assert read_json(place / "provenance.json")["training_steps"] == STEPS
 
 
 # --- the pair of processes

@@ -135,7 +135,7 @@ def finish(progress, job, rule="train_topk"):
 
 def test_a_line_comes_when_a_job_has_finished_and_not_too_often():
     said, now = [], [100.0]
-    progress = Progress(KINDS, {}, said.append, clock=lambda: now[0])
+    progress = Progress(KINDS, said.append, clock=lambda: now[0])
     progress.handle(record(LogEvent.RUN_INFO, stats={"train_topk": 5, "total": 5}))
     finish(progress, 1)
     finish(progress, 2)
@@ -149,12 +149,12 @@ def test_a_line_comes_when_a_job_has_finished_and_not_too_often():
 
 def test_without_a_plan_there_is_no_line():
     said = []
-    finish(Progress(KINDS, {}, said.append), 1)
+    finish(Progress(KINDS, said.append), 1)
     assert said == []
 
 
 def test_a_mistake_in_it_stops_no_run(capsys):
-    Progress(KINDS, {}, print).handle(record(LogEvent.JOB_INFO))
+    Progress(KINDS, print).handle(record(LogEvent.JOB_INFO))
     assert "KeyError" in capsys.readouterr().err
 
 

@@ -147,7 +147,7 @@ class Named(dict):
 
 @pytest.fixture
 def train(tmp_path):
-    """A function that runs the script of a training; what it left: provenance and table."""
+    """A function that trains levels of a method: provenance, table and log of the first."""
     store = tmp_path / "activations"
     store.mkdir()
     save_file({"activations": STORE.x}, store / "0.safetensors")
@@ -157,14 +157,13 @@ def train(tmp_path):
     facts |= {"d": STORE.x.shape[1], "tokens": len(STORE.x), "mean": STORE.x.mean(0).tolist()}
     write_json(store / "manifest.json", {**facts, "shards": [shard]})
 
-    def run(method, rate, **inputs):
-        directory = tmp_path / method
+    def run(method, rate, *levels, **inputs):
+        places = [tmp_path / method / level for level in levels]
         snakemake = Named(
             rule=f"train_{method}",
             threads=1,
-            wildcards={"n": "48", "l0": "3", "seed": "0"},
             input=Named(activations=str(store), **inputs),
-            output=Named(cfg=str(directory / "cfg.json")),
+            output=Named(cfg=[str(place / "cfg.json") for place in places]),
             log=[str(tmp_path / f"{method}.log")],
             config={
                 "execution": {"checkpoint_minutes": 10, "processes": 1, "shard_latents": False}
@@ -180,25 +179,39 @@ def train(tmp_path):
         )
         runpy.run_path(str(SCRIPTS / "train.py"), {"snakemake": snakemake})
         log = (tmp_path / f"{method}.log").read_text()
-        return read_json(directory / "provenance.json"), tidy.read(directory / "training.csv"), log
+        return read_json(places[0] / "provenance.json"), tidy.read(places[0] / "training.csv"), log
 
     return run
 
 
 def test_a_training_that_fails_is_a_result_and_so_is_what_derives_from_it(train, tmp_path):
-    provenance, table, log = train("relu", 1e9)
+    failing, working = "n48-l3-s0", "n48-l4-s0"
+    provenance, table, log = train("relu", 1e9, failing)
     reason = provenance["failed"]
     assert "exploded at step" in reason and reason.endswith("lower the learning rate")
     assert f"relu n=48 L0=3 seed=0: {reason}" in log.splitlines()
     assert provenance["training_tokens"] < 5120
     assert list(table.columns) == [*tidy.KEYS, *tidy.MEASURED["training"]]
-    base = tmp_path / "relu"
-    inputs = {"base": str(base / "cfg.json"), "base_provenance": str(base / "provenance.json")}
-    derived, table, log = train("relu_scaled", 1e-2, **inputs)
-    assert derived["failed"] == f"derives from what failed: {base}: {reason}"
+    earlier, _, _ = train("relu", 1e-2, working)
+    bases = [tmp_path / "relu" / level for level in (failing, working)]
+    inputs = {
+        "base": [str(base / "cfg.json") for base in bases],
+        "base_provenance": [str(base / "provenance.json") for base in bases],
+    }
+    derived, table, log = train("relu_scaled", 1e-2, failing, working, **inputs)
+    assert derived["failed"] == f"derives from what failed: {bases[0]}: {reason}"
     assert derived["training_tokens"] == provenance["training_tokens"]
     assert table.empty
     assert "Traceback" not in log
+    # The other level of the same job is none the worse for it.
+    other = read_json(tmp_path / "relu_scaled" / working / "provenance.json")
+    assert "failed" not in other and other["l0_target"] == 4
+    assert other["training_tokens"] == 2 * earlier["training_tokens"] == 2 * 5120
+    # Alone, from files that are no lists, it becomes the same.
+    together = (tmp_path / "relu_scaled" / working / "sae_weights.safetensors").read_bytes()
+    alone = {name: paths[1] for name, paths in inputs.items()}
+    train("relu_scaled", 1e-2, working, **alone)
+    assert (tmp_path / "relu_scaled" / working / "sae_weights.safetensors").read_bytes() == together
 
 
 MEASURED = {

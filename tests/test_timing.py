@@ -32,6 +32,11 @@ def test_every_job_is_a_row(logs):
     assert pd.isna(table.loc["figures/figure2", "max_rss_mb"])
 
 
+def test_what_was_made_anew_in_another_job_does_not_count_twice(logs):
+    table = read_benchmarks(logs, "mine", ["autoencoders/topk/n8-l4-s0"])
+    assert set(table["job"]) == {"corpus", "figures/figure2"}
+
+
 def test_no_benchmarks_are_an_error(tmp_path):
     with pytest.raises(UserError, match="no benchmark file"):
         read_benchmarks(tmp_path, "mine")

@@ -65,6 +65,46 @@ def test_there_is_a_plan(tmp_path, arguments, jobs):
     assert {job: int(planned.get(job, 0)) for job in jobs} == jobs
 
 
+PARAMS = '**training_params("own"),'
+INPUT = "activations=rules.activations.output.train,"
+MADE = """
+
+rule make_it:
+    output:
+        "it.txt",
+    shell:
+        "touch {output}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "jobs"),
+    [
+        (PARAMS, PARAMS, {"together_own_s0": 1, "train_own": 0}),
+        # What else the rule needs is what the group needs.
+        (INPUT, f'{INPUT} more="it.txt",', {"together_own_s0": 1, "make_it": 1}),
+        (INPUT, f'{INPUT} more=["it.txt"],', {"together_own_s0": 1, "make_it": 1}),
+        # What cannot be written out for each level is left to the rule.
+        (INPUT, f'"it.txt", {INPUT}', {"together_own_s0": 0, "train_own": 2, "make_it": 1}),
+        (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own_s0": 0, "train_own": 2}),
+        (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_own": 2}),
+        ("../../scripts/train.py", "train.py", {"together_own_s0": 0, "train_own": 2}),
+    ],
+)
+def test_a_group_needs_what_the_rule_of_the_method_does(with_my_method, old, new, jobs):
+    folder = with_my_method / "workflow/methods/own"
+    shutil.copytree(with_my_method / "workflow/methods/topk", folder)
+    rule = (folder / "rule.smk").read_text().replace("topk", "own")
+    assert old in rule
+    (folder / "rule.smk").write_text(rule.replace(old, new) + MADE)
+    (folder / "train.py").touch()
+    arguments = ("--dry-run", "--configfile", SMOKE, "--config", "methods=[own]")
+    done = snakemake(with_my_method, *arguments, snakefile=with_my_method / "Snakefile")
+    assert done.returncode == 0, done.stdout
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
+    assert {job: int(planned.get(job, 0)) for job in jobs} == jobs
+
+
 def test_style():
     formatted = subprocess.run(
         [BIN / "snakefmt", "--check", SNAKEFILE, REPOSITORY / "workflow"], check=False

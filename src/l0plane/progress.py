@@ -142,8 +142,8 @@ class Progress(logging.Handler):
 
     Args:
         kinds: as for `TimeLeft`.
-        made: as for `TimeLeft`.
         say: what is done with a line.
+        made: as for `TimeLeft`.
         every: seconds between two lines, at least.
         clock: gives the time in seconds.
     """
@@ -151,8 +151,8 @@ class Progress(logging.Handler):
     def __init__(
         self,
         kinds: Mapping[str, str],
-        made: Mapping[str, int],
         say: Callable[[str], None],
+        made: Mapping[str, int] | None = None,
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,15 @@ _STAGES = {
 }
 
 
-def read_benchmarks(directory: str | Path, run: str) -> pd.DataFrame:
+def read_benchmarks(
+    directory: str | Path, run: str, superseded: Collection[str] = ()
+) -> pd.DataFrame:
     """The benchmark files (`*.tsv`) under a run's folder of logs.
+
+    Args:
+        directory: the folder.
+        run: its name.
+        superseded: jobs to leave out: their results were made anew by others.
 
     Returns:
         One row per job: run, stage (what it does), method (where it is about one), job (its path
@@ -34,6 +42,8 @@ def read_benchmarks(directory: str | Path, run: str) -> pd.DataFrame:
     rows = []
     for path in sorted(Path(directory).rglob("*.tsv")):
         parts = path.relative_to(directory).with_suffix("").parts
+        if "/".join(parts) in superseded:
+            continue
         stage = _STAGES.get(parts[0], parts[0])
         about_method = stage in ("train", "search_lambda", "evaluate", "tune")
         measured = pd.read_csv(path, sep="\t", na_values="-").iloc[-1]

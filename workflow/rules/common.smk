@@ -102,6 +102,14 @@ def autoencoder(method, *more):
     return {name.split(".")[0]: f"{directory}/{name}" for name in names}
 
 
+def files_of(method, levels, *more):
+    """The same files of some levels: lists, by name."""
+    return {
+        name: [path.format(**vars(level)) for level in levels]
+        for name, path in autoencoder(method, *more).items()
+    }
+
+
 def autoencoder_log(method, suffix):
     """Log or benchmark file of a method's training."""
     return f"{LOGS}/autoencoders/{method}/n{{n}}-l{{l0}}-s{{seed}}.{suffix}"
@@ -132,12 +140,6 @@ def lambda_table(method):
     return searched_lambda(method) if measured else config["lambdas"]
 
 
-def lambda_tables(method, levels):
-    """Where the constant lambdas of some levels of a method are read."""
-    table = lambda_table(method)
-    return sorted({table.format(**vars(level)) for level in levels} if table else [])
-
-
 def seed_0_lambda(wildcards):
     """Where the search for another seed's lambda starts from."""
     if wildcards.seed == "0":
@@ -151,61 +153,76 @@ class Group(NamedTuple):
     name: str
     stem: str
     levels: list
+    streamed: bool
 
-    @property
-    def streamed(self):
-        return self.stem == "stream"
+
+def own_rule(method):
+    """The rule of a method's folder that trains one autoencoder."""
+    return next((its for its in workflow.rules if its.name == f"train_{method}"), None)
 
 
 def groups(method):
     """The groups of a method's levels; a level that is in none is trained by the method's own rule.
 
     A stream feeds all levels. On stored activations those with one seed share a course of batches
-    where `execution.together` says so. A method whose rule runs a script of its own, or needs
-    other files, has none.
+    where `execution.together` says so. A method has none if its rule runs a script of its own, or
+    if what goes in cannot be written out for each level: an unnamed input, a function.
     """
-    known = {"activations", "lambdas", "base", "base_weights", "base_provenance"}
-    if not any(
-        its.name == f"train_{method}"
-        and its.script == "../../scripts/train.py"
-        and known.issuperset(its.input.keys())
-        for its in workflow.rules
-    ):
+    its = own_rule(method)
+    if not its or its.script != "../../scripts/train.py":
+        return []
+    if any(map(callable, [*its.input, *its.params])):
+        return []
+    if len(its.input) > sum(map(len, named_inputs(its).values())):
         return []
     levels = l0config.levels(config)
     # What derives from another method's result reads the disk.
     if config["training"]["stream_buffer_tokens"] and "derived_from" not in METHODS[method]:
-        return [Group(f"stream_{method}", "stream", levels)]
+        return [Group(f"stream_{method}", "stream", levels, True)]
     if not config["execution"]["together"]:
         return []
     seeds = {}
     for level in levels:
         seeds.setdefault(level.seed, []).append(level)
     return [
-        Group(f"together_{method}_s{seed}", f"s{seed}", same)
+        Group(f"together_{method}_s{seed}", f"s{seed}", same, False)
         for seed, same in seeds.items()
         if len(same) > 1
     ]
 
 
-def group_files(method, group, *more):
-    """The files of all autoencoders of a group, as `autoencoder` names them."""
-    return {
-        name: [path.format(**vars(level)) for level in group.levels]
-        for name, path in autoencoder(method, *more).items()
-    }
+def named_inputs(its):
+    """The inputs of a rule that have a name: lists, by name."""
+    found = {name: its.input[name] for name in its.input.keys()}
+    return {name: [own] if isinstance(own, str) else [*own] for name, own in found.items()}
 
 
 def group_inputs(method, group):
-    """What a group needs beside the activations."""
-    found = {"lambdas": lambda_tables(method, group.levels)}
+    """What the method's own rule needs for the levels of a group, and what a stream needs beside."""
+    found = {}
+    for name, paths in named_inputs(own_rule(method)).items():
+        each = [path.format(**vars(level)) for level in group.levels for path in paths]
+        found[name] = each if len(set(each)) > 1 else each[0] if each else []
     if group.streamed:
         found["contexts"] = rules.contexts.output.train
         found["language_model"] = language_model_files()
-    if base := METHODS[method].get("derived_from"):
-        files = group_files(base, group, "provenance.json")
-        names = {"cfg": "base", "sae_weights": "base_weights", "provenance": "base_provenance"}
-        found |= {names[name]: paths for name, paths in files.items()}
+    return found
+
+
+def group_of(method, level):
+    """The group that a level is in, or None."""
+    return next((group for group in groups(method) if level in group.levels), None)
+
+
+def superseded_jobs():
+    """Trainings of which there may be a benchmark file from before levels were grouped otherwise."""
+    found = []
+    for method in METHODS:
+        levels = l0config.levels(config)
+        stems = {"stream", *(f"s{level.seed}" for level in levels)}
+        stems |= {str(level) for level in levels if group_of(method, level)}
+        stems -= {group.stem for group in groups(method)}
+        found += [f"autoencoders/{method}/{stem}" for stem in sorted(stems)]
     return found
 
 
@@ -217,17 +234,11 @@ def plain(levels):
     return [[level.n, level.l0, level.seed] for level in levels]
 
 
-def autoencoders_of(method, *more):
-    """The files of all autoencoders of a method, `more` as for `autoencoder`; or of `external`."""
+def autoencoders_of(method):
+    """The files of all autoencoders of a method, or of `external`."""
     if method in config["external"]:
         return {"elsewhere": local_files(config["external"][method])}
-    return {
-        name: [
-            path.format(n=level.n, l0=level.l0, seed=level.seed)
-            for level in l0config.levels(config)
-        ]
-        for name, path in autoencoder(method, *more).items()
-    }
+    return files_of(method, l0config.levels(config))
 
 
 def measurements(method):

@@ -21,18 +21,19 @@ def asked():
         for level in l0config.levels(config):
             jobs = [*first]
             for each in filter(None, (METHODS[method].get("derived_from"), method)):
+                group = group_of(each, level)
                 if lambda_table(each) and config["lambdas"] == l0config.MEASURE:
-                    searching = f"{LOGS}/lambdas/{each}/n{{n}}-l{{l0}}-s{{seed}}.log"
-                    # Another seed's search starts from what that for seed 0 found.
-                    for seed in sorted({0, level.seed}):
-                        place = (lambda_table(each), searching)
-                        place = (part.replace("{seed}", str(seed)) for part in place)
-                        jobs.append(("search_lambda", *place))
+                    # A group waits for the searches of all its levels, and another seed's search
+                    # for what that for seed 0 found.
+                    waits = group.levels if group else [level]
+                    places = {(own.n, own.l0, seed) for own in waits for seed in (0, own.seed)}
+                    for n, l0, seed in sorted(places):
+                        searched = searched_lambda(each).format(n=n, l0=l0, seed=seed)
+                        said = f"{LOGS}/lambdas/{each}/n{n}-l{l0}-s{seed}.log"
+                        jobs.append(("search_lambda", searched, said))
                 name, said = f"train_{each}", autoencoder_log(each, "log")
-                for group in groups(each):
-                    if level in group.levels:
-                        name = group.name
-                        said = f"{LOGS}/autoencoders/{each}/{group.stem}.log"
+                if group:
+                    name, said = group.name, f"{LOGS}/autoencoders/{each}/{group.stem}.log"
                 jobs.append((name, autoencoder(each)["cfg"], said))
             jobs.append((f"evaluate_{method}", measure, f"{LOGS}/evaluate/{method}.log"))
             place = {"n": level.n, "l0": level.l0, "seed": level.seed}

@@ -26,4 +26,4 @@ MADE = {group.name: len(group.levels) for method in METHODS for group in groups(
 
 # --quiet progress silences it too.
 say = partial(logger.info, extra={"quietness": Quietness.PROGRESS})
-logger.addHandler(Progress(KINDS, MADE, say))
+logger.addHandler(Progress(KINDS, say, MADE))

@@ -115,6 +115,7 @@ rule timing:
     params:
         run=config["run"],
         logs=LOGS,
+        superseded=superseded_jobs(),
     message:
         "Timing: where the time of the run went"
     script:

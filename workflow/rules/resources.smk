@@ -21,30 +21,35 @@ def minutes(products):
     return 30 + math.ceil(products / per_minute)
 
 
-def training_resources(n=None, tokens=config["training"]["tokens"], trainings=1, processes=1):
+def held(sizes, processes):
+    """Bytes of autoencoders with so many latents each that are trained together.
+
+    Weights, gradients, Adam's two moments and the average are 40 n d; one at a time takes its step.
+    """
+    copies = COPIES if processes > 1 else 1
+    batch = config["training"]["batch_tokens"]
+    step = memory.of_pre_activations(batch, max(sizes), processes)
+    return 40 * WIDTH * copies * sum(sizes) + processes // copies * BATCH + step
+
+
+def training_resources(
+    n=None, tokens=config["training"]["tokens"], trainings=1, processes=1, together=None
+):
     """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
 
-    Weights, gradients, Adam's two moments and the average are 40 n d bytes; two shards are mapped
-    at once. A step costs less than three products of the encoder (docs/performance.md).
+    Or of the sizes `together`. Two shards are mapped at once. A step costs less than three products
+    of the encoder (docs/performance.md).
     """
     shards = 8 * WIDTH * config["activations"]["shard_tokens"]
-
-    def latents(wildcards):
-        return int(n or wildcards.n)
-
-    copies = COPIES if processes > 1 else 1
     products = 3 * trainings * tokens * WIDTH
 
-    def megabytes(wildcards):
-        weights = 40 * WIDTH * copies * latents(wildcards)
-        batch = config["training"]["batch_tokens"]
-        step = memory.of_pre_activations(batch, latents(wildcards), processes)
-        batches = processes // copies * BATCH
-        return 3000 * processes + (weights + batches + step + shards) // 10**6
+    def sizes(wildcards):
+        return together or [int(n or wildcards.n)]
 
     return {
-        "mem_mb": megabytes,
-        "runtime": lambda wildcards: minutes(products * latents(wildcards)),
+        "mem_mb": lambda wildcards: 3000 * processes
+        + (held(sizes(wildcards), processes) + shards) // 10**6,
+        "runtime": lambda wildcards: minutes(products * sum(sizes(wildcards))),
         "gpu": config["gpus"] * processes,
     }
 
@@ -88,25 +93,16 @@ def evaluation_resources(method):
 
 def group_resources(group):
     """The same of a job that trains several levels of a method, on a stream or stored activations."""
-    settings = config["training"]
     sizes = [level.n for level in group.levels]
-    latents = sum(sizes)
-    products = 3 * settings["tokens"] * WIDTH * latents
-    # Of encoder and decoder each: values, gradients, two moments, the average.
-    held = 4 * WIDTH * COPIES * 2 * 5 * latents + PROCESSES // COPIES * BATCH
-    # One of the trainings takes its step at a time.
-    held += memory.of_pre_activations(settings["batch_tokens"], max(sizes), PROCESSES)
     if not group.streamed:
-        shards = 8 * WIDTH * config["activations"]["shard_tokens"]
-        return {
-            "mem_mb": 3000 * PROCESSES + (held + shards) // 10**6,
-            "runtime": minutes(products),
-            "gpu": config["gpus"] * PROCESSES,
-        }
-    held += 4 * WIDTH * PROCESSES * settings["stream_buffer_tokens"]
+        return training_resources(together=sizes, processes=PROCESSES)
+    settings = config["training"]
+    products = 3 * settings["tokens"] * WIDTH * sum(sizes)
     of_model = language_model_resources(settings["tokens"], products)
+    buffers = 4 * WIDTH * PROCESSES * settings["stream_buffer_tokens"]
+    trainings = (buffers + held(sizes, PROCESSES)) // 10**6
     return {
         **of_model,
-        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + held // 10**6,
+        "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + trainings,
         "gpu": PROCESSES * of_model["gpu"],
     }

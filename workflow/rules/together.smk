@@ -8,9 +8,8 @@ for method in METHODS:
                 group.name
             input:
                 **group_inputs(method, group),
-                activations=rules.activations.output.train,
             output:
-                **group_files(method, group, "provenance.json", "training.csv"),
+                **files_of(method, group.levels, "provenance.json", "training.csv"),
             log:
                 f"{LOGS}/autoencoders/{method}/{group.stem}.log",
             benchmark:
@@ -24,10 +23,9 @@ for method in METHODS:
             resources:
                 **group_resources(group),
             params:
-                **dict(workflow.get_rule(f"train_{method}").params.items()),
-                levels=plain(group.levels),
-                language_model_path=language_model_path,
+                **dict(own_rule(method).params.items()),
+                **({"language_model_path": language_model_path} if group.streamed else {}),
             message:
-                "Training: {params.method}, levels {params.levels} (n, L0, seed)"
+                f"{METHODS[method]['label']}: {len(group.levels)} levels, {group.stem}"
             script:
                 "../scripts/train.py"

@@ -60,6 +60,8 @@ rule search_lambda:
         f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}-s{{seed}}.log",
     benchmark:
         f"{LOGS}/lambdas/{{method}}/n{{n}}-l{{l0}}-s{{seed}}.tsv"
+    # Before all that does not wait for it.
+    priority: 100
     conda:
         "../../environment.yml"
     threads: 1

@@ -8,4 +8,6 @@ from l0plane.jobs import job
 from l0plane.timing import read_benchmarks
 
 with job(snakemake):
-    tidy.write(read_benchmarks(snakemake.params.logs, snakemake.params.run), snakemake.output[0])
+    params = snakemake.params
+    table = read_benchmarks(params.logs, params.run, params.superseded)
+    tidy.write(table, snakemake.output[0])

@@ -8,6 +8,7 @@ says why, and nobody tries it again. With `execution.processes` above 1 the scri
 once more in so many processes, of which the first writes.
 """
 
+import re
 from pathlib import Path
 
 from l0plane import tidy
@@ -37,15 +38,20 @@ def listed(files):
     return [files] if isinstance(files, str) else list(files or [])
 
 
+def for_each(levels, found):
+    """One of `found` for each level: its own, the one for all, or None."""
+    return found if len(found) == len(levels) else (found or [None]) * len(levels)
+
+
 def bases():
-    """The autoencoders that the levels derive from, or none; in place of one that failed, why."""
+    """The autoencoders that the levels derive from; in place of one that failed, how it did."""
     for path in listed(snakemake.input.get("base")):
         try:
             with rebuilt_by_the_run(Path(path).parent):
                 yield Autoencoder.load(Path(path).parent)
         except Failed as error:
             print(f"{snakemake.params.method} derives from what failed: {error}", flush=True)
-            yield f"derives from what failed: {error}"
+            yield error
 
 
 def hyperparameters_of(store, n, l0, seed):
@@ -81,45 +87,37 @@ def trained(store, levels, checkpoint, ranks):
             store, load_contexts(contexts), language_model, buffer_tokens, ranks
         )
     sample = store.sample(INITIALISATION_ROWS)
-    trainings = []
-    for (n, l0, seed), base in zip(levels, [*bases()] or [None] * len(levels), strict=True):
-        if isinstance(base, str):
-            trainings.append(base)
-            continue
-        hyperparameters = hyperparameters_of(store, n, l0, seed)
-        settings = params.settings
-        trainings.append(
-            Training(
-                params.method,
-                sample,
-                n,
-                l0,
-                seed,
-                settings,
-                hyperparameters,
-                base=base,
-                ranks=ranks,
+    trainings = {}
+    found = for_each(levels, [*bases()])
+    for level, base in zip(levels, found, strict=True):
+        if not isinstance(base, Failed):
+            own = hyperparameters_of(store, *level)
+            trainings[level] = Training(
+                params.method, sample, *level, params.settings, own, base=base, ranks=ranks
             )
-        )
-    able = [training for training in trainings if isinstance(training, Training)]
     # A stream has one order for all; trainings on stored activations have their seed's.
-    results = train_together(able, source, levels[0][2], checkpoint) if able else iter(())
-    for training in trainings:
-        yield Trained.nothing(training) if isinstance(training, str) else next(results)
+    results = iter(())
+    if trainings:
+        results = train_together([*trainings.values()], source, levels[0][2], checkpoint)
+    for level, base in zip(levels, found, strict=True):
+        if level in trainings:
+            yield next(results)
+        else:
+            yield Trained.nothing(f"derives from what failed: {base}")
 
 
 def train(ranks):
     """Train as one of the `ranks`; the first writes."""
     params = snakemake.params
-    wildcards = snakemake.wildcards
-    levels = params.get("levels") or [[int(wildcards[name]) for name in ("n", "l0", "seed")]]
+    places = [Path(path).parent for path in listed(snakemake.output.cfg)]
+    # n, L0 and seed, of n1024-l16-s0.
+    levels = [tuple(map(int, re.findall(r"\d+", place.name))) for place in places]
     store = ActivationStore(snakemake.input.activations, available_device())
     checkpoint = SharedCheckpoint(
         Path(snakemake.log[0]).with_suffix(".checkpoint"), execution["checkpoint_minutes"], ranks
     )
     results = trained(store, levels, checkpoint, ranks)
-    places = [Path(path).parent for path in listed(snakemake.output.cfg)]
-    origins = listed(snakemake.input.get("base_provenance")) or [None] * len(levels)
+    origins = for_each(levels, listed(snakemake.input.get("base_provenance")))
     for (n, l0, seed), directory, origin, (autoencoder, log, facts) in zip(
         levels, places, origins, results, strict=True
     ):
