@@ -45,7 +45,7 @@ _CORPUS_REQUIRED = {
 
 @dataclass(frozen=True, order=True)
 class Level:
-    """The size, asked sparsity and seed of one autoencoder; written `n2048-l16-s0` in paths."""
+    """The size, asked sparsity and seed of one autoencoder; written `n1024-l16-s0` in paths."""
 
     n: int
     l0: int
