@@ -103,6 +103,7 @@ $(VENV)/bin/python:
 $(INSTALLED): requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(PIP) -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	python -m l0plane.compile
 	touch $@
 
 $(PEERS)/installed: requirements-peers.lock

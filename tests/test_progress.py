@@ -161,7 +161,7 @@ def test_a_mistake_in_it_stops_no_run(capsys):
 WORKFLOW = """
 METHODS = SERIES = {{"a": {{}}}}
 FIGURE_TABLES = {{}}
-groups = dict.fromkeys(METHODS, ()).get
+GROUPS = {{}}
 
 include: "{rules}/progress.smk"
 

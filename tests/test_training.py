@@ -164,6 +164,33 @@ def test_one_that_fails_leaves_the_others_of_its_stream_as_they_would_be_alone(t
     assert [bool(t.failed) for t in again] == [False, True, False]
 
 
+def test_seeds_that_are_trained_together_have_their_own_batches_each(tmp_path):
+    settings = SETTINGS | {"tokens": 5120}
+
+    def trainings(*seeds):
+        sample = STORE.sample(512)
+        return [Training("topk", sample, N, 3, s, settings, HYPERPARAMETERS) for s in seeds]
+
+    class Stopping(Checkpoint):
+        def save_if_due(self, parts):
+            if parts[0].done == 7:
+                self.save(parts)
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(train_together(trainings(0, 1, 0), STORE, None, Stopping(tmp_path, 0)))
+    resumed = train_together(trainings(0, 1, 0), STORE, None, Checkpoint(tmp_path, 1000))
+    found = [result.autoencoder.digest() for result in resumed]
+    alone = []
+    for seed in (0, 1):
+        (result,) = train_together(trainings(seed), STORE, seed)
+        alone.append(result.autoencoder.digest())
+    assert found == [alone[0], alone[1], alone[0]]
+    # The order matters, and is not the seed of the weights alone.
+    ((other, _, _),) = train_together(trainings(1), STORE, 0)
+    assert other.digest() not in alone
+
+
 def test_latents_that_all_die_are_told():
     settings, fixed = SETTINGS | {"tokens": 40_000}, HYPERPARAMETERS | {"lambda": 1e3}
     training = Training("relu", STORE.sample(512), N, 3, 0, settings, fixed)

@@ -42,15 +42,14 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
-        # One job trains the levels of a seed; a seed with one level needs no such job.
-        ([], {"together_topk_s0": 1, "train_topk": 2, "together_relu_scaled_s0": 1}),
-        (["--config", "execution={together: false}"], {"train_topk": 10, "together_topk_s0": 0}),
-        (["--configfile", SMOKE], {"together_topk_s0": 1, "search_lambda": 10}),
+        ([], {"together_topk": 1, "train_topk": 0, "together_relu_scaled": 1}),
+        (["--config", "execution={together: false}"], {"train_topk": 10, "together_topk": 0}),
+        (["--configfile", SMOKE], {"together_topk": 1, "search_lambda": 10}),
         # A stream trains all levels in one job; what starts from another's result reads the disk.
         (
             ["--configfile", GPT2],
-            {"stream_topk": 1, "together_topk_s0": 0, "train_topk": 0, "search_lambda": 60}
-            | {"together_relu_scaled_s0": 1},
+            {"stream_topk": 1, "together_topk": 0, "train_topk": 0, "search_lambda": 60}
+            | {"together_relu_scaled": 1},
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
         (["tune"], {"choose_tuning": 1}),
@@ -80,15 +79,15 @@ rule make_it:
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        (PARAMS, PARAMS, {"together_own_s0": 1, "train_own": 0}),
+        (PARAMS, PARAMS, {"together_own": 1, "train_own": 0}),
         # What else the rule needs is what the group needs.
-        (INPUT, f'{INPUT} more="it.txt",', {"together_own_s0": 1, "make_it": 1}),
-        (INPUT, f'{INPUT} more=["it.txt"],', {"together_own_s0": 1, "make_it": 1}),
+        (INPUT, f'{INPUT} more="it.txt",', {"together_own": 1, "make_it": 1}),
+        (INPUT, f'{INPUT} more=["it.txt"],', {"together_own": 1, "make_it": 1}),
         # What cannot be written out for each level is left to the rule.
-        (INPUT, f'"it.txt", {INPUT}', {"together_own_s0": 0, "train_own": 2, "make_it": 1}),
-        (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own_s0": 0, "train_own": 2}),
+        (INPUT, f'"it.txt", {INPUT}', {"together_own": 0, "train_own": 2, "make_it": 1}),
+        (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own": 0, "train_own": 2}),
         (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_own": 2}),
-        ("../../scripts/train.py", "train.py", {"together_own_s0": 0, "train_own": 2}),
+        ("../../scripts/train.py", "train.py", {"together_own": 0, "train_own": 2}),
     ],
 )
 def test_a_group_needs_what_the_rule_of_the_method_does(with_my_method, old, new, jobs):
@@ -248,8 +247,8 @@ def test_all_of_it_at_toy_size(with_my_method):
     rules -= {"all", "tune", "lambdas", "language_model"}
     # But for those in whose place one job trained all levels.
     together = {rule for rule in rules if rule.startswith("together_")}
-    rules -= {f"train_{rule.removeprefix('together_').removesuffix('_s0')}" for rule in together}
-    assert {"together_topk_s0", "together_relu_scaled_s0", "together_prolu_ste_s0"} <= together
+    rules -= {f"train_{rule.removeprefix('together_')}" for rule in together}
+    assert {"together_topk", "together_relu_scaled", "together_prolu_ste"} <= together
     assert {"corpus", "train_my_method", "evaluate_topk", "choose_tuning", "draw_claims"} <= rules
     assert {rule for rule in rules if f"Rule: {rule})" not in done.stdout} == set()
 
@@ -321,6 +320,6 @@ def test_no_lambdas_are_collected_where_nothing_is_penalised(tmp_path):
     arguments = ("--configfile", SMOKE, "--config", "methods=[topk]")
     done = snakemake(tmp_path, "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout
-    assert "together_topk_s0" in done.stdout
+    assert "together_topk" in done.stdout
     assert "search_lambda" not in done.stdout
     assert "collect_lambdas" not in done.stdout

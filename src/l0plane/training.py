@@ -57,7 +57,7 @@ class Training:
         sample: training activations `[rows, d]` to initialise from, on the device to train on.
         n: how many latents.
         l0: the L0 asked for: `k`, or what a penalty is steered to if it has no `lambda`.
-        seed: of the initial directions.
+        seed: of the initial directions; on stored activations of the order of the batches, too.
         settings: the configuration's `training` section.
         hyperparameters: `learning_rate` (at this n) and the method's own; `lambda`, if given, is
             the factor of the penalty, constant after its warm-up, in place of one that is steered
@@ -67,6 +67,7 @@ class Training:
             arguments, and takes its steps with the same batches.
 
     Attributes:
+        seed: see above.
         batch_tokens: activations in a batch.
         steps: how many batches there are to be.
         seconds: what it took so far, its share of the waiting for batches included.
@@ -88,7 +89,7 @@ class Training:
     ):
         started = time.perf_counter()
         self.title = f"{name} n={n} L0={l0:g} seed={seed}"
-        self.settings, self.hyperparameters = settings, hyperparameters
+        self.seed, self.settings, self.hyperparameters = seed, settings, hyperparameters
         self.batch_tokens: int = settings["batch_tokens"]
         self.steps = max(1, settings["tokens"] // self.batch_tokens)
         self.subject = {
@@ -241,10 +242,10 @@ class Trained(NamedTuple):
 def train_together(
     trainings: Sequence[Training],
     source: Batches,
-    seed: int,
+    seed: int | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[Trained]:
-    """Feed one course of batches to all `trainings`; then yield their results, one by one.
+    """Take all `trainings` through their batches, step by step; then yield their results.
 
     Each becomes what it would have become alone; one that fails leaves the others alone. All have
     the same `training` settings.
@@ -252,12 +253,19 @@ def train_together(
     Args:
         trainings: none of them begun.
         source: of the batches.
-        seed: of their order.
+        seed: of the order of the batches, for all; None: each has its own seed's, and those of one
+            seed share a batch.
         checkpoint: where a killed job has left its state, if it has; it is written from now on.
             Its owner removes it when the results are safe.
     """
     first = trainings[0]
-    course = (first.batch_tokens, first.steps * first.batch_tokens, seed)
+    sharing: dict[int, list[Training]] = {}
+    for training in trainings:
+        sharing.setdefault(training.seed if seed is None else seed, []).append(training)
+
+    def batches(order: int, start: int = 0) -> Iterator[Tensor]:
+        return source.batches(first.batch_tokens, first.steps * first.batch_tokens, order, start)
+
     if checkpoint is not None:
         subjects = [training.subject for training in trainings]
         checkpoint.restore(trainings, {"trainings": subjects, "data": source.manifest})
@@ -265,19 +273,20 @@ def train_together(
     done = max(training.done for training in trainings)
     if done:
         print(f"going on after step {done} of {first.steps}", flush=True)
-    batches = source.batches(*course, start=done)
+    courses = {order: batches(order, done) for order in sharing}
     while done < first.steps and not all(training.failed for training in trainings):
-        started = time.perf_counter()
-        x = next(batches)
-        waited = time.perf_counter() - started
-        for training in trainings:
-            training.seconds += waited / len(trainings)
-            training.step(x)
+        for order, those in sharing.items():
+            started = time.perf_counter()
+            x = next(courses[order])
+            waited = time.perf_counter() - started
+            for training in those:
+                training.seconds += waited / len(those)
+                training.step(x)
         done += 1
         if checkpoint is not None:
             checkpoint.save_if_due(trainings)
     for training in trainings:
-        trained = training.finish(source.batches(*course))
+        trained = training.finish(batches(training.seed if seed is None else seed))
         if training.failed:
             print(f"{training.title}: {training.failed}", flush=True)
         yield trained
@@ -303,7 +312,7 @@ def train(
     """
     sample = store.sample(INITIALISATION_ROWS)
     training = Training(name, sample, n, l0, seed, settings, hyperparameters, base)
-    ((autoencoder, log, facts),) = train_together([training], store, seed)
+    ((autoencoder, log, facts),) = train_together([training], store)
     if autoencoder is None:
         raise Failed(f"{training.title}: {training.failed}")
     return autoencoder, log, facts

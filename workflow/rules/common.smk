@@ -148,7 +148,7 @@ def seed_0_lambda(wildcards):
 
 
 class Group(NamedTuple):
-    """Levels of a method that one job trains together."""
+    """The job that trains all levels of a method together."""
 
     name: str
     stem: str
@@ -161,34 +161,30 @@ def own_rule(method):
     return next((its for its in workflow.rules if its.name == f"train_{method}"), None)
 
 
-def groups(method):
-    """The groups of a method's levels; a level that is in none is trained by the method's own rule.
+def group_of(method):
+    """The job in which a method's levels are trained; None if each has its own, by its rule.
 
-    A stream feeds all levels. On stored activations those with one seed share a course of batches
-    where `execution.together` says so. A method has none if its rule runs a script of its own, or
-    if what goes in cannot be written out for each level: an unnamed input, a function.
+    A stream feeds all levels; on stored activations they go together where `execution.together`
+    says so. But not if the method's rule runs a script of its own, or if what goes in cannot be
+    written out for each level: an unnamed input, a function.
     """
-    its = own_rule(method)
-    if not its or its.script != "../../scripts/train.py":
-        return []
+    its, levels = own_rule(method), l0config.levels(config)
+    if not its or its.script != "../../scripts/train.py" or len(levels) == 1:
+        return None
     if any(map(callable, [*its.input, *its.params])):
-        return []
+        return None
     if len(its.input) > sum(map(len, named_inputs(its).values())):
-        return []
-    levels = l0config.levels(config)
+        return None
     # What derives from another method's result reads the disk.
     if config["training"]["stream_buffer_tokens"] and "derived_from" not in METHODS[method]:
-        return [Group(f"stream_{method}", "stream", levels, True)]
-    if not config["execution"]["together"]:
-        return []
-    seeds = {}
-    for level in levels:
-        seeds.setdefault(level.seed, []).append(level)
-    return [
-        Group(f"together_{method}_s{seed}", f"s{seed}", same, False)
-        for seed, same in seeds.items()
-        if len(same) > 1
-    ]
+        return Group(f"stream_{method}", "stream", levels, True)
+    if config["execution"]["together"]:
+        return Group(f"together_{method}", "together", levels, False)
+    return None
+
+
+# The jobs that train all levels of a method, of the methods that have one; together.smk fills it.
+GROUPS = {}
 
 
 def named_inputs(its):
@@ -209,19 +205,13 @@ def group_inputs(method, group):
     return found
 
 
-def group_of(method, level):
-    """The group that a level is in, or None."""
-    return next((group for group in groups(method) if level in group.levels), None)
-
-
 def superseded_jobs():
     """Trainings of which there may be a benchmark file from before levels were grouped otherwise."""
     found = []
     for method in METHODS:
-        levels = l0config.levels(config)
-        stems = {"stream", *(f"s{level.seed}" for level in levels)}
-        stems |= {str(level) for level in levels if group_of(method, level)}
-        stems -= {group.stem for group in groups(method)}
+        group = GROUPS.get(method)
+        alone = map(str, l0config.levels(config)) if group else []
+        stems = {"stream", "together", *alone} - {group.stem if group else ""}
         found += [f"autoencoders/{method}/{stem}" for stem in sorted(stems)]
     return found
 

@@ -21,7 +21,7 @@ def asked():
         for level in l0config.levels(config):
             jobs = [*first]
             for each in filter(None, (METHODS[method].get("derived_from"), method)):
-                group = group_of(each, level)
+                group = GROUPS.get(each)
                 if lambda_table(each) and config["lambdas"] == l0config.MEASURE:
                     # A group waits for the searches of all its levels, and another seed's search
                     # for what that for seed 0 found.

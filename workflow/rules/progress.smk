@@ -16,13 +16,13 @@ KINDS = {
     "search_lambda": "searches for lambda",
     "tune_candidate": "tuning candidates",
     **{f"train_{method}": "trainings" for method in METHODS},
-    **{group.name: "trainings" for method in METHODS for group in groups(method)},
+    **{group.name: "trainings" for group in GROUPS.values()},
     **{f"evaluate_{method}": "evaluations" for method in SERIES},
     **{f"draw_{figure}": "figures" for figure in FIGURE_TABLES},
 }
 
 # How many of these a job makes, where that is not one.
-MADE = {group.name: len(group.levels) for method in METHODS for group in groups(method)}
+MADE = {group.name: len(group.levels) for group in GROUPS.values()}
 
 # --quiet progress silences it too.
 say = partial(logger.info, extra={"quietness": Quietness.PROGRESS})

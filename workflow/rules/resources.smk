@@ -33,18 +33,19 @@ def held(sizes, processes):
 
 
 def training_resources(
-    n=None, tokens=config["training"]["tokens"], trainings=1, processes=1, together=None
+    n=None, tokens=config["training"]["tokens"], trainings=1, processes=1, together=()
 ):
     """Memory (MB), run time (minutes) and GPUs of training with `n` latents, or wildcards.n.
 
-    Or of the sizes `together`. Two shards are mapped at once. A step costs less than three products
-    of the encoder (docs/performance.md).
+    Or of the levels `together`. Two shards are mapped at once for each seed. A step costs less than
+    three products of the encoder (docs/performance.md).
     """
-    shards = 8 * WIDTH * config["activations"]["shard_tokens"]
+    seeds = len({level.seed for level in together}) or 1
+    shards = 8 * WIDTH * config["activations"]["shard_tokens"] * seeds
     products = 3 * trainings * tokens * WIDTH
 
     def sizes(wildcards):
-        return together or [int(n or wildcards.n)]
+        return [level.n for level in together] or [int(n or wildcards.n)]
 
     return {
         "mem_mb": lambda wildcards: 3000 * processes
@@ -93,9 +94,9 @@ def evaluation_resources(method):
 
 def group_resources(group):
     """The same of a job that trains several levels of a method, on a stream or stored activations."""
-    sizes = [level.n for level in group.levels]
     if not group.streamed:
-        return training_resources(together=sizes, processes=PROCESSES)
+        return training_resources(together=group.levels, processes=PROCESSES)
+    sizes = [level.n for level in group.levels]
     settings = config["training"]
     products = 3 * settings["tokens"] * WIDTH * sum(sizes)
     of_model = language_model_resources(settings["tokens"], products)

@@ -96,9 +96,10 @@ def trained(store, levels, checkpoint, ranks):
                 params.method, sample, *level, params.settings, own, base=base, ranks=ranks
             )
     # A stream has one order for all; trainings on stored activations have their seed's.
+    order = levels[0][2] if contexts else None
     results = iter(())
     if trainings:
-        results = train_together([*trainings.values()], source, levels[0][2], checkpoint)
+        results = train_together([*trainings.values()], source, order, checkpoint)
     for level, base in zip(levels, found, strict=True):
         if level in trainings:
             yield next(results)
