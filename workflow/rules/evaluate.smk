@@ -14,6 +14,8 @@ for method in SERIES:
             f"{LOGS}/evaluate/{method}.log",
         benchmark:
             f"{LOGS}/evaluate/{method}.tsv"
+        # The longer ones first.
+        priority: int(method in config["progressive"]["methods"])
         conda:
             "../../environment.yml"
         threads: 1

@@ -16,7 +16,7 @@ for method, group in GROUPS.items():
         benchmark:
             f"{LOGS}/autoencoders/{method}/{group.stem}.tsv"
         # Before evaluations, which are shorter and fill what is left of the time.
-        priority: 1
+        priority: 2
         conda:
             "../../environment.yml"
         # A stream's language model takes what there is.
