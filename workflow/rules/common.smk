@@ -188,7 +188,7 @@ GROUPS = {}
 
 
 def named_inputs(its):
-    """The inputs of a rule that have a name: lists, by name."""
+    """Lists of the inputs of a rule by their names; those without one are left out."""
     found = {name: its.input[name] for name in its.input.keys()}
     return {name: [own] if isinstance(own, str) else [*own] for name, own in found.items()}
 
