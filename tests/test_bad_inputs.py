@@ -133,13 +133,13 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
     (
         "batch larger than the training",
         {"training": {"tokens": 100}},
-        "training.tokens: 100 is too small; expected at least training.batch_tokens, 512",
+        "training.tokens: 100 is too small; expected at least training.batch_tokens, 384",
     ),
     (
         "warm-up longer than the training",
         {"training": {"warmup_steps": 10**6}},
         "training.warmup_steps: 1000000 is too large",
-        "training.tokens / training.batch_tokens, 1953",
+        "training.tokens / training.batch_tokens, 1562",
     ),
     ("tuning shorter than a batch", {"tuning": {"tokens": 5}}, "tuning.tokens: 5 is too small"),
     (

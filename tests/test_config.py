@@ -75,9 +75,9 @@ WRONG = {
     "run that is hidden": ({"run": ".."}, 'run: ".."', "one folder name"),
     "unknown method": ({"methods": ["topk", "tpok"]}, "methods: 'tpok'", "some of relu, "),
     "unknown method to refine": ({"refinement": {"methods": ["x"]}}, "refinement.methods: 'x'"),
-    "k above n": ({"sparsity_panel": {"l0": [16, 4096]}}, "sparsity_panel.l0: 4096", "2048"),
+    "k above n": ({"sparsity_panel": {"l0": [16, 4096]}}, "sparsity_panel.l0: 4096", "1024"),
     "k above the smallest n": ({"size_panel": {"n": [8, 64]}}, "size_panel.l0: 16", "8"),
-    "k of the tuning above n": ({"tuning": {"l0": 9999}}, "tuning.l0: 9999", "2048"),
+    "k of the tuning above n": ({"tuning": {"l0": 9999}}, "tuning.l0: 9999", "1024"),
     "replicated level that is none": (
         {"sparsity_panel": {"replicated": [5]}},
         "sparsity_panel.replicated: 5",
@@ -101,7 +101,7 @@ WRONG = {
     ),
     "buffer smaller than a batch": (
         {"training": {"stream_buffer_tokens": 100}},
-        "training.batch_tokens: 512",
+        "training.batch_tokens: 384",
         "at most training.stream_buffer_tokens, 100",
     ),
     "checkpoints without a pause": (
@@ -117,7 +117,7 @@ WRONG = {
     "more processes than rows": (
         {"execution": {"processes": 600}},
         "execution.processes: 600",
-        "at most training.batch_tokens, 512",
+        "at most training.batch_tokens, 384",
     ),
     "splits that leave nothing": (
         {"corpus": {"validation": 0.5, "test": 0.5}},
