@@ -46,12 +46,12 @@ def test_a_job_that_makes_several_counts_for_all_of_them():
     left.plan({"together_topk": 2, "train_topk": 4, "all": 1})
     left.start(0, "together_topk", 0.0)
     left.end(0, 80.0)
-    # One more of eight, four of one, and `all` like the job that has finished.
-    assert left.seconds(80.0) == pytest.approx(80 + 4 * 10 + 80)
-    assert left.line(80.0) == "about 3 min left: 8 of 20 trainings"
+    # One more of eight, four of one, and `all` like one of those that have been made.
+    assert left.seconds(80.0) == pytest.approx(80 + 4 * 10 + 10)
+    assert left.line(80.0) == "about 2 min left: 8 of 20 trainings"
     left.start(1, "train_topk", 80.0)
     left.end(1, 96.0)
-    assert left.seconds(96.0) == pytest.approx(80 + 3 * 16 + 48)
+    assert left.seconds(96.0) == pytest.approx(80 + 3 * 16 + 96 / 9)
 
 
 def test_what_runs_counts_for_its_rest_and_never_for_less_than_nothing(left):

@@ -51,6 +51,14 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
             {"stream_topk": 1, "together_topk": 0, "train_topk": 0, "search_lambda": 60}
             | {"together_relu_scaled": 1},
         ),
+        (
+            # Of one level, too.
+            [
+                *("--configfile", SMOKE, "--config", "training={stream_buffer_tokens: 4096}"),
+                *("sparsity_panel={l0: [8]}", "refinement={l0: [8]}"),
+            ],
+            {"stream_topk": 1, "train_topk": 0},
+        ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
         (["tune"], {"choose_tuning": 1}),
         (["language_model"], {"train_language_model": 1}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -21,8 +21,8 @@ class TimeLeft:
     """How long a run will take yet; it is told what happens when, in seconds of any clock.
 
     Each job that is left takes as long as the finished ones of its rule on average; where none has
-    finished, as those of its kind, for each thing that it makes; where none of these, as any. As
-    many go at a time as did so far.
+    finished, as those of its kind, and where none of these, as any, for each thing that it makes.
+    As many go at a time as did so far.
 
     Args:
         kinds: rule -> a word for what it and its like make, `trainings` say. A rule that is not
@@ -72,7 +72,7 @@ class TimeLeft:
         """
         self._pass(now)
         planned = self._by_kind(self._planned)
-        if not planned or self._one_takes(max(planned, key=planned.__getitem__)) is None:
+        if not planned or self._one_takes({max(planned, key=planned.__getitem__)}) is None:
             return None
         left = self._planned - self._ended
         work = sum(count * self._mean(rule) for rule, count in left.items())
@@ -102,11 +102,11 @@ class TimeLeft:
             found[self.kinds.get(rule, rule)] += count * self.made.get(rule, 1)
         return found
 
-    def _one_takes(self, kind: str) -> float | None:
-        """Seconds for each thing of a kind, in the jobs that have finished; None if none has."""
+    def _one_takes(self, kinds: Container[str] | None = None) -> float | None:
+        """Seconds for each thing of some kinds, or all, in the finished jobs; None if none has."""
         seconds, things = 0.0, 0
         for rule, durations in self._finished.items():
-            if self.kinds.get(rule, rule) == kind:
+            if kinds is None or self.kinds.get(rule, rule) in kinds:
                 seconds += sum(durations)
                 things += len(durations) * self.made.get(rule, 1)
         return seconds / things if things else None
@@ -115,10 +115,10 @@ class TimeLeft:
         """Seconds that a job of the rule takes; at least one of some rule has finished."""
         if own := self._finished.get(rule):
             return fmean(own)
-        one = self._one_takes(self.kinds.get(rule, rule))
-        if one is not None:
-            return one * self.made.get(rule, 1)
-        return fmean(seconds for durations in self._finished.values() for seconds in durations)
+        one = self._one_takes({self.kinds.get(rule, rule)})
+        if one is None:
+            one = self._one_takes() or 0.0
+        return one * self.made.get(rule, 1)
 
     def _pass(self, now: float) -> None:
         """Count the time since the last call."""

@@ -169,7 +169,7 @@ def group_of(method):
     written out for each level: an unnamed input, a function.
     """
     its, levels = own_rule(method), l0config.levels(config)
-    if not its or its.script != "../../scripts/train.py" or len(levels) == 1:
+    if not its or its.script != "../../scripts/train.py":
         return None
     if any(map(callable, [*its.input, *its.params])):
         return None
