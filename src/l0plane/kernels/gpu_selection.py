@@ -239,6 +239,14 @@ def _bits(a, place, width):
 
 
 @triton.jit
+def _halved(low, high, found, middle, count, k):
+    """The bounds of a bisection, and how many are from the lower up; `count` from the middle."""
+    enough = count >= k
+    found = tl.where(enough, count, found)
+    return tl.where(enough, middle, low), tl.where(enough, high, middle), found
+
+
+@triton.jit
 def _bound(bits, k):
     """A lower bound of the k-th largest of `bits`: exactly k have it or more, but for ties.
 
@@ -250,10 +258,7 @@ def _bound(bits, k):
     while (found > k) & (high - low > 1):
         middle = low + (high - low) // 2
         count = tl.sum((bits >= middle).to(tl.int32))
-        enough = count >= k
-        found = tl.where(enough, count, found)
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
+        low, high, found = _halved(low, high, found, middle, count, k)
     return low
 
 
@@ -268,10 +273,7 @@ def _bound_in_memory(a, n, high, k, most, BLOCK: tl.constexpr):
         count = 0
         for start in range(0, n, BLOCK):
             count += tl.sum((_bits(a, start + column, n) >= middle).to(tl.int32))
-        enough = count >= k
-        found = tl.where(enough, count, found)
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
+        low, high, found = _halved(low, high, found, middle, count, k)
     return low
 
 
