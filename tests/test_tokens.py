@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from transformers import ByT5Tokenizer
 
 from l0plane.files import UserError
 from l0plane.tokens import (
@@ -60,6 +61,22 @@ def test_documents_are_the_same_however_they_are_batched(tokenizer):
     texts = [f"{TEXTS[i % 3]} {i}" for i in range(600)]
     contexts = encode_contexts(texts, tokenizer, context=1)
     assert contexts[:, 0].tolist() == stream(texts, tokenizer)
+
+
+def test_documents_are_whole_whatever_the_tokenizer_file_says(tokenizer, tmp_path):
+    """Many files of the hub say where to cut, and to what length to fill up."""
+    tokenizer.save_pretrained(tmp_path)
+    cutting = load_tokenizer(tmp_path)
+    cutting.backend_tokenizer.enable_truncation(2)
+    cutting.backend_tokenizer.enable_padding(length=50)
+    contexts = encode_contexts(TEXTS, cutting, context=1)
+    assert contexts[:, 0].tolist() == stream(TEXTS, tokenizer)
+
+
+def test_a_tokenizer_in_python_alone_will_do():
+    letters = ByT5Tokenizer()
+    contexts = encode_contexts(["ab", "c"], letters, context=1)
+    assert contexts[:, 0].tolist() == [*(3 + ord(c) for c in "ab"), 1, 3 + ord("c"), 1]
 
 
 def test_reading_stops_at_the_asked_number_of_tokens(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -92,6 +93,9 @@ def job(snakemake: Any) -> Iterator[None]:
     A job that launches further processes runs this in each of them too: only the first prints, and
     the message goes to the job, which says it once.
     """
+    # Modules are here to stay: the garbage collector need not walk them at every turn (3% of a
+    # training).
+    gc.freeze()
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
         own = int(os.environ.get("OMP_NUM_THREADS", snakemake.threads))

@@ -137,7 +137,8 @@ class LanguageModel:
                 logits = self._bridge(tokens.long().to(self.device))
         else:
             logits = self._run(tokens, lambda value, hook: residual)
-        return torch.log_softmax(logits[:, :-1], dim=-1)
+        # Cut afterwards: of a slice of the logits it would take a copy first.
+        return torch.log_softmax(logits, dim=-1)[:, :-1]
 
     def _run(self, tokens: Tensor, function: Callable[..., Any]) -> Tensor:
         return self._bridge.run_with_hooks(

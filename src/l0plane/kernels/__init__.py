@@ -44,7 +44,7 @@ if torch.cuda.is_available():
 
 
 def _backend(x: Tensor) -> ModuleType:
-    compiled = {"cpu": cpu, "cuda": gpu}.get(x.device.type)
+    compiled = cpu if x.is_cpu else gpu if x.is_cuda else None
     return compiled if compiled is not None and x.dtype == torch.float32 else reference
 
 
