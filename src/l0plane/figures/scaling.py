@@ -47,7 +47,7 @@ def scaling(
                 yerr=spread,
                 color=look.color,
                 marker=look.marker,
-                markerfacecolor="white" if off else look.color,
+                markerfacecolor="none" if off else look.color,
                 linestyle="none",
                 elinewidth=1,
                 capsize=2,
