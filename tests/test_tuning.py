@@ -1,5 +1,6 @@
 """The search for lambda, and the choice of hyperparameters at equal L0."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
@@ -106,7 +107,49 @@ def test_a_steered_training_that_lost_its_way_says_nothing_about_lambda(monkeypa
     reached = dict.fromkeys(tuning.TRIED[1:], 0.1) | {"l0": 5.0}
     monkeypatch.setattr(tuning, "validate", lambda *_: reached)
     search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
-    assert tried == [None, PenaltyController.START]
+    assert tried[:2] == [None, PenaltyController.START]
+
+
+#: What ProLU-STE does: L0 falls, rises and falls again with lambda.
+WINDING = {0.01: 40.0, 0.02: 16.0, 0.03: 8.1, 0.05: 11.6, 0.095: 16.1, 0.183: 16.2, 0.36: 8.1}
+
+
+def winding(monkeypatch, steered):
+    """`search_lambda` where L0 is `WINDING` and the error grows with lambda; all lambdas tried."""
+    tried = []
+
+    def trained(*arguments):
+        tried.append(arguments[-1].get("lambda"))
+        return tried[-1], pd.DataFrame({"lambda": [steered] * 2, "l0": [16.0] * 2}), {}
+
+    def reached(factor, _):
+        l0 = np.exp(np.interp(np.log(factor), np.log([*WINDING]), np.log([*WINDING.values()])))
+        return dict.fromkeys(tuning.TRIED[1:], 0.1) | {"l0": l0, "nmse": factor**0.1}
+
+    monkeypatch.setattr(tuning, "train", trained)
+    monkeypatch.setattr(tuning, "validate", reached)
+    return tried
+
+
+def test_of_the_lambdas_that_give_an_l0_the_least_is_found(monkeypatch):
+    tried = winding(monkeypatch, steered=0.183)
+    found = search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS)
+    assert tried[1] == 0.183
+    assert abs(found["l0"][0] / 16 - 1) < CLOSE
+    assert 0.01 < found["lambda"][0] < 0.03
+    assert found["nmse"][0] == found["nmse"][abs(found["l0"] / 16 - 1) < CLOSE].min()
+
+
+def test_where_l0_falls_with_lambda_one_training_shows_it(monkeypatch):
+    tried = winding(monkeypatch, steered=0.02)
+    search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS)
+    assert tried[1:] == pytest.approx([0.02, 0.01])
+
+
+def test_the_search_for_another_seed_stays_where_it_begins(monkeypatch):
+    tried = winding(monkeypatch, steered=None)
+    search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS, 1, start=0.183)
+    assert tried == [0.183]
 
 
 def test_the_error_at_an_l0_lies_between_the_nearest_trials():
@@ -116,6 +159,10 @@ def test_the_error_at_an_l0_lies_between_the_nearest_trials():
     assert error_at(power, 16) == pytest.approx(16**-0.6)
     assert error_at(trials.head(1), 16) == 0.2
     assert error_at(trials, 30) == 0.2  # too far off to be moved
+    # Nor do two lambdas that give nearly one L0 with two errors say how to move one.
+    for l0 in (15.7, 15.8):
+        other = pd.DataFrame({"l0": [15.75, l0], "nmse": [0.19, 0.22]})
+        assert error_at(other, 16) == pytest.approx(0.19, rel=0.04)
 
 
 LEVEL = {"method": "relu", "n": 8, "l0_target": 4, "corpus_sha256": "c", "model_sha256": "m"}

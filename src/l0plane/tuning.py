@@ -32,6 +32,11 @@ LOST = 1.25
 ANSWER = (0.3, 3.0)
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
+#: By how much less a lambda is tried once one gives the L0: where L0 falls as lambda rises, it
+#: gives more latents.
+PROBE = 2.0
+#: How fast nMSE can fall as L0 rises, d log nMSE / d log L0; what is beyond is no frontier.
+STEEPEST = -2.0
 
 #: What a trial of the search says.
 TRIED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
@@ -83,7 +88,9 @@ def search_lambda(
     """Train a penalty method with one constant lambda after another until its L0 is `l0`.
 
     The first lambda comes from a training with a steered one, if `start` does not give it; the
-    next ones from the secant of log L0 over log lambda, inside the bracket once there is one.
+    next ones from the secant of log L0 over log lambda, inside the bracket once there is one. L0
+    need not fall steadily with lambda, and several can give the same: so the search goes on below
+    the one that it found (`following`), and takes the one with the least error.
 
     Args:
         method: a key of `METHODS` whose loss has a penalty.
@@ -94,12 +101,14 @@ def search_lambda(
         settings: the configuration's `training` section.
         hyperparameters: as for `train`, without `lambda`.
         seed: of the trainings.
-        start: the first lambda, such as the one that was found for another seed; if its training
-            fails, the search begins as without it.
+        start: the first lambda, such as the one that was found for another seed; the search stays
+            near it. If its training fails, it begins as without.
 
     Returns:
-        One row per training: `lambda` and what `validate` measures, the closest to `l0` first. The
-        search ends with a lambda whose training failed.
+        One row per training: `lambda` and what `validate` measures. First the one that was found:
+        of those whose L0 is `CLOSE` the one with the least error, or else the closest; then the
+        others as their lambdas come nearest to its. The search ends with a lambda whose training
+        failed.
 
     Raises:
         Failed: as `train` does, if not one training went through.
@@ -114,7 +123,7 @@ def search_lambda(
             # lambda that gives the L0: larger ones can give it too, with a larger error.
             factor = PenaltyController.START
     trials: list[dict[str, float]] = []
-    for _ in range(TRIALS):
+    while factor is not None and len(trials) < TRIALS:
         fixed = {**hyperparameters, "lambda": factor}
         try:
             autoencoder, _, _ = train(method, store, n, l0, seed, settings, fixed)
@@ -127,12 +136,40 @@ def search_lambda(
             return search_lambda(method, store, validation, n, l0, settings, hyperparameters, seed)
         trials.append({"lambda": factor, **validate(autoencoder, validation)})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
-        if abs(trials[-1]["l0"] / l0 - 1) <= CLOSE or unanswered(trials, l0):
-            break
-        factor = next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
+        factor = following(trials, l0, below=start is None)
     table = pd.DataFrame(trials, columns=TRIED)
     distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
-    return table.iloc[np.argsort(distance)].reset_index(drop=True)
+    close = table["nmse"].where(_close(table["l0"], l0))
+    found = close.idxmin() if close.notna().any() else distance.idxmin()
+    away = np.abs(np.log(table["lambda"] / table["lambda"][found]))
+    return table.iloc[np.argsort(away, kind="stable")].reset_index(drop=True)
+
+
+def following(trials: list[dict[str, float]], l0: float, below: bool) -> float | None:
+    """The lambda to try after some trials of a search; None where it is over.
+
+    Once a lambda gives the L0, and if `below`, half of it is tried. That gives more latents as a
+    rule, and all is well. If not, a smaller lambda still must: the search goes on below, and ends
+    when of the lambdas that give the L0 the least has a neighbour that gives more.
+    """
+    tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
+    found = [factor for factor, got in tried if _close(got, l0)]
+    if not found:
+        if unanswered(trials, l0):
+            return None
+        return next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
+    smaller = [(factor, got) for factor, got in tried if factor < found[0]]
+    if not below or (smaller and smaller[-1][1] > l0 and smaller[-1][0] > 0.99 * found[0] / PROBE):
+        return None
+    if not smaller or smaller[-1][0] < 0.99 * found[0] / PROBE:
+        return found[0] / PROBE
+    if max(got for _, got in smaller) > l0:
+        return next_lambda(smaller, l0)
+    return smaller[0][0] / PROBE
+
+
+def _close(got: Any, l0: float) -> Any:
+    return abs(got / l0 - 1) <= CLOSE
 
 
 def unanswered(trials: list[dict[str, float]], l0: float) -> bool:
@@ -167,19 +204,18 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
 
 
 def error_at(trials: pd.DataFrame, l0: float) -> float:
-    """nMSE at exactly `l0`, log-log between the two trials nearest to it (`search_lambda`).
+    """nMSE at exactly `l0`, log-log from the trial found by `search_lambda` to the next one.
 
-    Not further than `L0_TOLERANCE` beyond the nearest: the error of that one itself then.
+    Not further than `L0_TOLERANCE` beyond the one found: the error of that one itself then.
     """
-    nearest = trials.iloc[0]
-    if len(trials) == 1 or abs(nearest["l0"] / l0 - 1) > L0_TOLERANCE:
-        return float(nearest["nmse"])
+    found = trials.iloc[0]
+    if len(trials) == 1 or abs(found["l0"] / l0 - 1) > L0_TOLERANCE:
+        return float(found["nmse"])
     other = trials.iloc[1]
-    width = math.log(other["l0"] / nearest["l0"])
-    if width == 0:
-        return float(nearest["nmse"])
-    slope = math.log(other["nmse"] / nearest["nmse"]) / width
-    return float(nearest["nmse"] * (l0 / nearest["l0"]) ** slope)
+    width = math.log(other["l0"] / found["l0"])
+    slope = math.log(other["nmse"] / found["nmse"]) / width if width else 0.0
+    # Two lambdas that give one L0 with two errors say nothing about the frontier.
+    return float(found["nmse"] * (l0 / found["l0"]) ** min(max(slope, STEEPEST), 0.0))
 
 
 def read_lambda(
