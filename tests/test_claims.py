@@ -1,5 +1,6 @@
 """The verdict on each claim, on tables in which it is true, false or cannot be told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,8 @@ def test_dead_latents_need_three_rates_and_leave_out_divergence():
     broken = tuning.assign(learning_rate=1e-1, dead_fraction=0.0, diverged=True)
     both = pd.concat([tuning, broken.drop_duplicates("method")])
     assert verdict("C18", Tables(tuning=both)) == "reproduced"
-    silent = tuning.assign(dead_fraction=0.0)
-    assert verdict("C18", Tables(tuning=silent)) == "not measured"
+    for share in (0.0, 0.1):  # that depends on no rate: none, or those of a frozen encoder
+        assert verdict("C18", Tables(tuning=tuning.assign(dead_fraction=share))) == "not measured"
 
 
 def test_delta_ce_without_any_value_is_not_measured():
@@ -175,6 +176,26 @@ def test_frontiers_are_never_extrapolated():
     curve = Curve(np.log([[2.0], [4.0]]), np.array([[1.0], [0.0]]))
     assert curve.at(np.log(100.0)) == 0.0
     assert curve.at(np.log(np.sqrt(8))) == pytest.approx(0.5)
+
+
+def test_a_point_that_is_not_measured_spoils_no_other():
+    curve = Curve(np.log([[16.0], [32.0], [64.0]]), np.array([[0.3], [0.2], [np.nan]]))
+    assert [curve.at(np.log(l0)) for l0 in (16.0, 32.0)] == [0.3, 0.2]
+    assert np.isnan([curve.at(np.log(l0)) for l0 in (40.0, 64.0)]).all()
+
+
+def test_both_rises_of_c10_are_measured_on_the_same_contexts():
+    """What curves do in contexts whose downstream loss nobody measured does not matter to it."""
+    tables = World().tables()
+    curves = tables.curve_contexts
+    unread = curves["delta_ce"].isna() & (curves["value"] >= 2)
+    other = curves.assign(squared_error=curves["squared_error"] * np.where(unread, 3.0, 1.0))
+    effects = [
+        {part.name: part.effect for part in judged("C10", replace(tables, curve_contexts=table))}
+        for table in (curves, other)
+    ]
+    assert effects[0]["muted"] == effects[1]["muted"]
+    assert effects[0]["nMSE rises"] != effects[1]["nMSE rises"]
 
 
 def test_seeds_are_compared_with_the_same_seed():

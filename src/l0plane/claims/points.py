@@ -19,6 +19,8 @@ TRAINED: Ratios = {
     "nmse": ("squared_error", "variance"),
     "delta_ce": ("delta_ce", None),
 }
+# A curve's downstream loss is measured on some of its contexts: the error on these alone.
+CURVES: Ratios = {**TRAINED, "nmse_downstream": ("squared_error_downstream", "variance")}
 REFINED: Ratios = {
     "l0": ("l0", None),
     "nmse": ("squared_error", "variance"),
@@ -64,7 +66,9 @@ class Curve:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(step > 1e-12, (log_l0 - self.log_l0[left]) / step, 0.0)
         share = np.clip(share, 0, 1)
-        return (1 - share) * self.log_error[left] + share * self.log_error[left + 1]
+        # A point that is not measured spoils only what lies between it and its neighbours.
+        of_left = np.where(share < 1, (1 - share) * self.log_error[left], 0.0)
+        return of_left + np.where(share > 0, share * self.log_error[left + 1], 0.0)
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,11 @@ class Evidence:
     @classmethod
     def of(cls, tables: Tables, resamples: int, random_seed: int) -> Evidence:
         """Resample the tables of a run, with the same draw of contexts for all of them."""
-        per_context = [tables.contexts, tables.curve_contexts, tables.refinement_contexts]
+        curves = tables.curve_contexts
+        if curves is not None and "delta_ce" in curves:
+            read = curves["squared_error"].where(curves["delta_ce"].notna())
+            curves = curves.assign(squared_error_downstream=read)
+        per_context = [tables.contexts, curves, tables.refinement_contexts]
         contexts = [table["context"].unique() for table in per_context if table is not None]
         resampler = Resampler(np.concatenate([*contexts, []]), resamples, random_seed)
         trained = _from_contexts(tables.contexts, KEYS, TRAINED, resampler)
@@ -173,7 +181,7 @@ class Evidence:
         return cls(
             resampler,
             trained,
-            _from_contexts(tables.curve_contexts, CURVE_KEYS, TRAINED, resampler),
+            _from_contexts(curves, CURVE_KEYS, CURVES, resampler),
             _from_contexts(tables.refinement_contexts, KEYS, REFINED, resampler),
             tables.tuning,
         )

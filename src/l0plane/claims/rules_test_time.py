@@ -104,7 +104,8 @@ def muted_downstream(evidence: Evidence) -> list[Part]:
     """C10: far over k, delta cross-entropy rises by a smaller factor than nMSE, which rises."""
 
     def muted(own: Points, k: float) -> np.ndarray | None:
-        downstream, nmse = _rise(own, k, "delta_ce"), _rise(own, k, "nmse")
+        # Both on the same contexts, so that what these have in common falls out.
+        downstream, nmse = _rise(own, k, "delta_ce"), _rise(own, k, "nmse_downstream")
         return None if downstream is None or nmse is None else downstream - nmse
 
     absent = "no test-time TopK curve of TopK far over k with delta cross-entropy"

@@ -171,7 +171,10 @@ def dead_latents(evidence: Evidence) -> list[Part]:
         found = [
             100 * np.polyfit(np.log10(same["learning_rate"]), same["dead_fraction"], 1)[0]
             for _, same in rows.groupby(setting, dropna=False)
-            if same["learning_rate"].nunique() >= 3 and same["dead_fraction"].max() >= SOME_DEAD
+            if same["learning_rate"].nunique() >= 3
+            and same["dead_fraction"].max() >= SOME_DEAD
+            # The scales of a frozen encoder revive and kill nothing.
+            and same["dead_fraction"].nunique() > 1
         ]
         if found:
             slopes[str(method)] = float(np.mean(found))
