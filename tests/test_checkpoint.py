@@ -144,6 +144,13 @@ def test_batches_from_the_middle_are_those_of_the_whole(store, skip):
     assert all(map(torch.equal, part, whole[skip:]))
 
 
+def test_a_checkpoint_from_before_an_edit_of_the_method_is_not_taken(store, monkeypatch):
+    before = trainings(store)[0].subject
+    assert trainings(store)[0].subject == before
+    monkeypatch.setattr("inspect.getsource", lambda module: f"{module} edited")
+    assert trainings(store)[0].subject != before
+
+
 def main(directory, checkpoint):
     """The training that is killed: it saves after every step and says so."""
     store = ActivationStore(directory)

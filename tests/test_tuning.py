@@ -7,6 +7,7 @@ from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
 from l0plane import tuning
 from l0plane.autoencoder import Failed
+from l0plane.files import UserError
 from l0plane.penalty import PenaltyController
 from l0plane.tuning import (
     CLOSE,
@@ -15,6 +16,7 @@ from l0plane.tuning import (
     next_lambda,
     read_lambda,
     search_lambda,
+    setting,
     unanswered,
 )
 
@@ -165,18 +167,44 @@ def test_the_error_at_an_l0_lies_between_the_nearest_trials():
         assert error_at(other, 16) == pytest.approx(0.19, rel=0.04)
 
 
+MANIFEST = {"hook": "h", "context": 64, "drop_first_position": True, "d": 128}
+SETTING = setting(MANIFEST, SETTINGS, HYPERPARAMETERS)
 LEVEL = {"method": "relu", "n": 8, "l0_target": 4, "corpus_sha256": "c", "model_sha256": "m"}
+LEVEL["setting"] = SETTING
 ROW = {**LEVEL, "seed": 0, "lambda": 0.5, "training_tokens": 100, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(
     ("changed", "found"),
-    [({}, 0.5), ({"n": 9}, None), ({"model_sha256": "x"}, None), ({"training_tokens": 9}, None)],
+    [
+        ({}, 0.5),
+        ({"n": 9}, None),
+        ({"setting": "x"}, None),
+        ({"model_sha256": "x"}, None),
+        ({"training_tokens": 9}, None),
+    ],
 )
 def test_a_lambda_is_taken_only_from_a_row_about_the_same_training(tmp_path, changed, found):
     pd.DataFrame([ROW | changed]).to_csv(tmp_path / "lambdas.csv", index=False)
     assert read_lambda([tmp_path / "lambdas.csv"], LEVEL, 0, {"tokens": 100}, 1e-3) == found
     assert read_lambda([tmp_path / "lambdas.csv"], LEVEL, 0, {"tokens": 100}, 2e-3) is None
+
+
+def test_what_a_lambda_depends_on_names_its_setting():
+    others = [
+        setting(MANIFEST | {"hook": "other"}, SETTINGS, HYPERPARAMETERS),
+        setting(MANIFEST, SETTINGS | {"batch_tokens": 7}, HYPERPARAMETERS),
+        setting(MANIFEST, SETTINGS, HYPERPARAMETERS | {"bandwidth": 7}),
+    ]
+    assert len({SETTING, *others}) == 4
+    apart = SETTINGS | {"aux_k": 7, "tokens": 7}
+    assert setting(MANIFEST | {"d": 7}, apart, HYPERPARAMETERS | {"learning_rate": 7}) == SETTING
+
+
+def test_a_table_without_the_column_is_named(tmp_path):
+    pd.DataFrame([ROW]).drop(columns="setting").to_csv(tmp_path / "lambdas.csv", index=False)
+    with pytest.raises(UserError, match="no column setting"):
+        read_lambda([tmp_path / "lambdas.csv"], LEVEL, 0, {"tokens": 100}, 1e-3)
 
 
 def test_each_seed_has_its_own_lambda_and_one_that_was_not_searched_for_the_first_ones(tmp_path):

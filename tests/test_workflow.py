@@ -95,6 +95,7 @@ rule make_it:
         (INPUT, f'"it.txt", {INPUT}', {"together_own": 0, "train_own": 2, "make_it": 1}),
         (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own": 0, "train_own": 2}),
         (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_own": 2}),
+        (PARAMS, f'{PARAMS} m="n{{n}}",', {"together_own": 0, "train_own": 2}),
         ("../../scripts/train.py", "train.py", {"together_own": 0, "train_own": 2}),
     ],
 )
@@ -262,6 +263,10 @@ def test_all_of_it_at_toy_size(with_my_method):
 
     again = smoke("--cores", 2)
     assert "Nothing to be done" in again.stdout
+    # Other tests need no other trainings.
+    planned = smoke("evaluation={contexts: 24}", "--dry-run").stdout
+    assert "evaluate_topk" in planned
+    assert not re.search("^(corpus|contexts|activations|together_.*) ", planned, re.MULTILINE)
 
     # Trained alone, an autoencoder becomes what it became together with others.
     for method in ("relu_scaled", "batch_topk", "prolu_ste"):
@@ -331,3 +336,14 @@ def test_no_lambdas_are_collected_where_nothing_is_penalised(tmp_path):
     assert "together_topk" in done.stdout
     assert "search_lambda" not in done.stdout
     assert "collect_lambdas" not in done.stdout
+
+
+def test_a_script_of_ones_own_is_neither_tuned_nor_searched_a_lambda_for(with_my_method):
+    facts = with_my_method / "workflow/methods/my_method/method.yaml"
+    facts.write_text(re.sub("(?m)^knob: .*$", "knob: lambda", facts.read_text()))
+    arguments = ("--dry-run", "--configfile", SMOKE, "--config", "methods=[my_method]")
+    done = snakemake(with_my_method, *arguments, snakefile=with_my_method / "Snakefile")
+    assert done.returncode == 0, done.stdout
+    assert "train_my_method" in done.stdout
+    assert "search_lambda" not in done.stdout
+    assert "tune_candidate" not in done.stdout

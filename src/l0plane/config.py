@@ -235,11 +235,16 @@ def check_token_supply(config: Config, contexts: dict[str, int]) -> None:
         "test": ("evaluation.contexts", config["evaluation"]["contexts"], 1),
     }
     for split, (key, needed, unit) in needs.items():
-        if needed > contexts[split] * unit:
-            raise UserError(
-                f"{key} is {needed}; expected at most {contexts[split] * unit}, "
-                f"which is all that the corpus has in its {split} split"
-            )
+        check_split(key, needed, contexts[split] * unit, split)
+
+
+def check_split(key: str, needed: int, found: int, split: str) -> None:
+    """UserError where what `key` asks of a split is more than the text has."""
+    if needed > found:
+        raise UserError(
+            f"{key} is {needed}; expected at most {found}, "
+            f"which is all that the corpus has in its {split} split"
+        )
 
 
 # --- checks

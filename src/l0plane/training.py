@@ -7,7 +7,10 @@ tokens, AuxK where the method asks for it. All losses are in units of normalised
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from l0plane import __version__
+from l0plane import __version__, penalty, trainer
 from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
 from l0plane.distributed import ALONE, REPLICATED, Ranks
@@ -98,6 +101,7 @@ class Training:
             "hyperparameters": hyperparameters,
             "base": None if base is None else base.digest(),
             "version": __version__,
+            "code": _code(METHODS[name]),
         }
         self._method = METHODS[name](l0, hyperparameters)
         self._method.ranks = ranks
@@ -332,6 +336,17 @@ def _schedule(step: int, steps: int, settings: dict[str, Any]) -> float:
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     falling = min(1.0, (steps - step) / decay) if decay else 1.0
     return min(rising, falling)
+
+
+def _code(method: type) -> str:
+    """SHA-256 of the source that a training runs: a checkpoint from before an edit is not its own.
+
+    Of the kernels it is not: they are all exact.
+    """
+    names = [cls.__module__ for cls in method.__mro__ if cls.__module__ not in ("abc", "builtins")]
+    modules = [*(sys.modules[name] for name in names), penalty, trainer, sys.modules[__name__]]
+    source = "".join(map(inspect.getsource, modules))
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 class _Log:

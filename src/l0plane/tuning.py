@@ -6,6 +6,8 @@ the papers. Which lambda that is has to be searched for, by training.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
+from l0plane.files import UserError
 from l0plane.penalty import TRIALS, PenaltyController
 from l0plane.training import train
 
@@ -37,6 +40,10 @@ FARTHEST = 10.0
 PROBE = 2.0
 #: How fast nMSE can fall as L0 rises, d log nMSE / d log L0; what is beyond is no frontier.
 STEEPEST = -2.0
+
+#: What of `training` and of hyperparameters lambda does not depend on, or has a column of its own.
+_APART = {"tokens", "aux_k", "aux_weight", "dead_after_tokens", "stream_buffer_tokens"}
+_APART |= {"learning_rate", "lambda"}
 
 #: What a trial of the search says.
 TRIED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
@@ -218,6 +225,24 @@ def error_at(trials: pd.DataFrame, l0: float) -> float:
     return float(found["nmse"] * (l0 / found["l0"]) ** min(max(slope, STEEPEST), 0.0))
 
 
+def setting(
+    manifest: dict[str, Any], settings: dict[str, Any], hyperparameters: dict[str, Any]
+) -> str:
+    """A name for all that a lambda holds for beside what lambdas.csv says in columns of its own.
+
+    Args:
+        manifest: of the training activations.
+        settings: the configuration's `training` section.
+        hyperparameters: the method's.
+    """
+    facts = {
+        "activations": {key: manifest[key] for key in ("hook", "context", "drop_first_position")},
+        "training": {key: settings[key] for key in settings if key not in _APART},
+        "method": {key: hyperparameters[key] for key in hyperparameters if key not in _APART},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def read_lambda(
     paths: Sequence[str | Path],
     wanted: dict[str, Any],
@@ -229,7 +254,7 @@ def read_lambda(
 
     Args:
         paths: of tables like lambdas.csv.
-        wanted: method, n, l0_target, corpus_sha256 and model_sha256.
+        wanted: method, n, l0_target, corpus_sha256, model_sha256 and `setting`.
         seed: of the training. Where it was not searched for, the lowest that was stands in.
         settings: the configuration's `training` section.
         rate: the learning rate.
@@ -237,9 +262,17 @@ def read_lambda(
     Returns:
         Nothing if no row is about this level, text, model and training: lambda would miss; nor if
         the search failed.
+
+    Raises:
+        UserError: the tables are not such.
     """
     table = pd.concat(map(tidy.read, paths), ignore_index=True)
     wanted = {**wanted, "training_tokens": settings["tokens"]}
+    if missing := set(wanted) - set(table):
+        raise UserError(
+            f"{paths[0]}: no column {', '.join(sorted(missing))}; expected the lambdas.csv of "
+            "`snakemake lambdas`"
+        )
     rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
     found = rows.drop_duplicates("seed").set_index("seed")["lambda"].sort_index()

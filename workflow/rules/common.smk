@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import contains_wildcard
 
 from l0plane import config as l0config
 from l0plane.files import UserError
@@ -161,17 +162,23 @@ def own_rule(method):
     return next((its for its in workflow.rules if its.name == f"train_{method}"), None)
 
 
+def trained_here(method):
+    """Whether a method's rule runs the workflow's script, as those of `l0plane.methods` do."""
+    its = own_rule(method)
+    return its is not None and its.script == "../../scripts/train.py"
+
+
 def group_of(method):
     """The job in which a method's levels are trained; None if each has its own, by its rule.
 
     A stream feeds all levels; on stored activations they go together where `execution.together`
     says so. But not if the method's rule runs a script of its own, or if what goes in cannot be
-    written out for each level: an unnamed input, a function.
+    written out for each level: an unnamed input, a function, a parameter with wildcards.
     """
     its, levels = own_rule(method), l0config.levels(config)
-    if not its or its.script != "../../scripts/train.py":
+    if not trained_here(method) or any(map(callable, [*its.input, *its.params])):
         return None
-    if any(map(callable, [*its.input, *its.params])):
+    if any(isinstance(own, str) and contains_wildcard(own) for own in its.params):
         return None
     if len(its.input) > sum(map(len, named_inputs(its).values())):
         return None
@@ -296,7 +303,8 @@ def published_scale(figure):
 
 def tuned_methods():
     """The methods of the run that `tune` varies."""
-    return [m for m in config["tuning"]["methods"] if l0config.tunable(METHODS[m])]
+    asked = config["tuning"]["methods"]
+    return [m for m in asked if trained_here(m) and l0config.tunable(METHODS[m])]
 
 
 def tuning_candidates():
@@ -313,7 +321,7 @@ def searched_lambdas():
     return [
         searched_lambda(method).format(**vars(level))
         for method in config["methods"]
-        if l0config.penalised(METHODS[method])
+        if trained_here(method) and l0config.penalised(METHODS[method])
         for level in l0config.levels(config)
     ]
 

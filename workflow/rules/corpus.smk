@@ -40,8 +40,7 @@ rule contexts:
     params:
         language_model=config["language_model"],
         tokenizer=tokenizer_path,
-        activations=config["activations"],
-        evaluation=config["evaluation"],
+        seed=config["activations"]["seed"],
     message:
         "Contexts: encode the documents with the language model's tokenizer"
     script:

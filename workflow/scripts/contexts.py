@@ -25,7 +25,8 @@ with job(snakemake):
         texts = split_texts(snakemake.input.documents, split)
         contexts[split] = encode_contexts(texts, tokenizer, length)
         print(f"{split}: {len(contexts[split])} contexts of {length} tokens", flush=True)
-    check_token_supply(dict(params), {split: len(found) for split, found in contexts.items()})
+    # Of the whole configuration, which is no parameter: to ask for more tests repeats nothing.
+    check_token_supply(snakemake.config, {split: len(found) for split, found in contexts.items()})
     for split, found in contexts.items():
-        order = np.random.default_rng(params.activations["seed"])
+        order = np.random.default_rng(params.seed)
         save_contexts(snakemake.output[split], order.permutation(found))

@@ -14,6 +14,7 @@ from collections import defaultdict
 import pandas as pd
 
 from l0plane import tidy
+from l0plane.config import check_split
 from l0plane.device import available_device
 from l0plane.evaluation.held_out import HeldOut
 from l0plane.evaluation.progressive import progressive
@@ -35,7 +36,9 @@ with job(snakemake):
     language_model = LanguageModel.load(
         params.language_model_path, model["hook"], available_device()
     )
-    contexts = load_contexts(snakemake.input.contexts)[: params.contexts]
+    contexts = load_contexts(snakemake.input.contexts)
+    check_split("evaluation.contexts", params.contexts, len(contexts), "test")
+    contexts = contexts[: params.contexts]
     held_out = HeldOut(language_model, contexts, model["drop_first_position"])
     corpus_sha256 = read_json(snakemake.input.manifest)["sha256"]
     measured_on = (corpus_sha256, language_model.sha256, language_model.d_model)

@@ -13,7 +13,7 @@ from l0plane.autoencoder import Failed
 from l0plane.device import available_device, use_precision
 from l0plane.jobs import job
 from l0plane.training import learning_rate
-from l0plane.tuning import TRIED, search_lambda
+from l0plane.tuning import TRIED, search_lambda, setting
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
@@ -43,5 +43,6 @@ with job(snakemake):
         "model_sha256": store.manifest["model_sha256"],
         "version": __version__,
     }
-    table = trials.head(1).reindex([0]).assign(trials=len(trials), failed=failed)
+    what = setting(store.manifest, params.settings, hyperparameters)
+    table = trials.head(1).reindex([0]).assign(trials=len(trials), failed=failed, setting=what)
     tidy.write(tidy.arrange(table, keys, last), snakemake.output[0])

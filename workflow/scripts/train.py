@@ -30,7 +30,7 @@ from l0plane.training import (
     learning_rate,
     train_together,
 )
-from l0plane.tuning import read_lambda
+from l0plane.tuning import read_lambda, setting
 
 
 def listed(files):
@@ -61,6 +61,7 @@ def hyperparameters_of(store, n, l0, seed):
     rate = found["learning_rate"] = learning_rate(found, n, params.reference_n)
     if tables := listed(snakemake.input.get("lambdas")):
         subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
+        subject["setting"] = setting(store.manifest, params.settings, found)
         level = {"method": params.method, "n": n, "l0_target": l0, **subject}
         factor = read_lambda(tables, level, seed, params.settings, rate)
         if factor is None:
