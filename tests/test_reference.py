@@ -10,6 +10,7 @@ import yaml
 from test_config import merged
 
 from l0plane import config
+from l0plane.tuning import setting
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "results/reference"
@@ -42,9 +43,12 @@ def test_the_reference_is_about_the_embedded_text(table):
 def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
     rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target", "seed"])
     reference_n = DEFAULT["sparsity_panel"]["n"]
-    rate = METHODS[method]["hyperparameters"]["learning_rate"]
+    own = METHODS[method]["hyperparameters"]
+    rate = own["learning_rate"]
+    subject = setting(DEFAULT["language_model"], DEFAULT["training"], own)
     for level in config.levels(DEFAULT):
         row = rows.loc[level.n, level.l0, level.seed]
+        assert row["setting"] == subject
         assert row["training_tokens"] == DEFAULT["training"]["tokens"]
         assert row["learning_rate"] == pytest.approx(rate * math.sqrt(reference_n / level.n))
 

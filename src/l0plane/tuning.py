@@ -127,7 +127,7 @@ def search_lambda(
         factor = math.exp(np.log(late["lambda"]).mean())
         if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
             # Its lambda overshot and killed latents. From below, the search comes to the least
-            # lambda that gives the L0: larger ones can give it too, with a larger error.
+            # lambda that gives the L0: larger ones can give it too, often with a larger error.
             factor = PenaltyController.START
     trials: list[dict[str, float]] = []
     while factor is not None and len(trials) < TRIALS:
@@ -166,9 +166,10 @@ def following(trials: list[dict[str, float]], l0: float, below: bool) -> float |
             return None
         return next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
     smaller = [(factor, got) for factor, got in tried if factor < found[0]]
-    if not below or (smaller and smaller[-1][1] > l0 and smaller[-1][0] > 0.99 * found[0] / PROBE):
+    near = bool(smaller) and smaller[-1][0] > 0.99 * found[0] / PROBE
+    if not below or (near and smaller[-1][1] > l0):
         return None
-    if not smaller or smaller[-1][0] < 0.99 * found[0] / PROBE:
+    if not near:
         return found[0] / PROBE
     if max(got for _, got in smaller) > l0:
         return next_lambda(smaller, l0)
