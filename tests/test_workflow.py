@@ -96,6 +96,7 @@ rule make_it:
         (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own": 0, "train_own": 2}),
         (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_own": 2}),
         (PARAMS, f'{PARAMS} m="n{{n}}",', {"together_own": 0, "train_own": 2}),
+        (PARAMS, f'{PARAMS} m=["n{{n}}"],', {"together_own": 0, "train_own": 2}),
         ("../../scripts/train.py", "train.py", {"together_own": 0, "train_own": 2}),
     ],
 )

@@ -27,7 +27,7 @@ from l0plane.training import train
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
-#: The search for lambda ends when L0 is as close as this (relative), or after `TRIALS` trainings.
+#: A lambda gives the L0 if it comes as close as this (relative); `TRIALS` trainings are the most.
 CLOSE = 0.03
 #: A steered training whose L0 is off by more than this factor says nothing about lambda.
 LOST = 1.25
@@ -108,8 +108,8 @@ def search_lambda(
         settings: the configuration's `training` section.
         hyperparameters: as for `train`, without `lambda`.
         seed: of the trainings.
-        start: the first lambda, such as the one that was found for another seed; the search stays
-            near it. If its training fails, it begins as without.
+        start: the first lambda, such as the one that was found for another seed; the search does
+            not look below what it finds. If its training fails, it begins as without.
 
     Returns:
         One row per training: `lambda` and what `validate` measures. First the one that was found:
@@ -155,9 +155,9 @@ def search_lambda(
 def following(trials: list[dict[str, float]], l0: float, below: bool) -> float | None:
     """The lambda to try after some trials of a search; None where it is over.
 
-    Once a lambda gives the L0, and if `below`, half of it is tried. That gives more latents as a
-    rule, and all is well. If not, a smaller lambda still must: the search goes on below, and ends
-    when of the lambdas that give the L0 the least has a neighbour that gives more.
+    Once a lambda gives the L0, and if `below`, half of it is tried, which gives more latents as a
+    rule. If it does not, some still smaller lambda does: the search goes on down until the least
+    lambda that gives the L0 has a neighbour, half of it or more, with more latents.
     """
     tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
     found = [factor for factor, got in tried if _close(got, l0)]
@@ -214,16 +214,20 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
 def error_at(trials: pd.DataFrame, l0: float) -> float:
     """nMSE at exactly `l0`, log-log from the trial found by `search_lambda` to the next one.
 
-    Not further than `L0_TOLERANCE` beyond the one found: the error of that one itself then.
+    The error of the one found itself if that is off by more than `L0_TOLERANCE`, or if from it to
+    the next one the error does not fall as on a frontier.
     """
     found = trials.iloc[0]
     if len(trials) == 1 or abs(found["l0"] / l0 - 1) > L0_TOLERANCE:
         return float(found["nmse"])
     other = trials.iloc[1]
-    width = math.log(other["l0"] / found["l0"])
-    slope = math.log(other["nmse"] / found["nmse"]) / width if width else 0.0
-    # Two lambdas that give one L0 with two errors say nothing about the frontier.
-    return float(found["nmse"] * (l0 / found["l0"]) ** min(max(slope, STEEPEST), 0.0))
+    if other["l0"] in (0, found["l0"]):
+        return float(found["nmse"])
+    slope = math.log(other["nmse"] / found["nmse"]) / math.log(other["l0"] / found["l0"])
+    # Two lambdas that give about one L0 with two errors say nothing about the frontier.
+    if not STEEPEST <= slope <= 0:
+        return float(found["nmse"])
+    return float(found["nmse"] * (l0 / found["l0"]) ** slope)
 
 
 def setting(
@@ -241,7 +245,10 @@ def setting(
         "training": {key: settings[key] for key in settings if key not in _APART},
         "method": {key: hyperparameters[key] for key in hyperparameters if key not in _APART},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    if facts["training"].get("precision") == "float32":  # which is what no precision is
+        del facts["training"]["precision"]
+    # With a letter in front: digits alone would be read back as a number.
+    return "s" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_lambda(
@@ -269,7 +276,7 @@ def read_lambda(
     """
     table = pd.concat(map(tidy.read, paths), ignore_index=True)
     wanted = {**wanted, "training_tokens": settings["tokens"]}
-    if missing := set(wanted) - set(table):
+    if missing := {*wanted, "seed", "lambda", "learning_rate"} - set(table):
         raise UserError(
             f"{paths[0]}: no column {', '.join(sorted(missing))}; expected the lambdas.csv of "
             "`snakemake lambdas`"

@@ -178,7 +178,8 @@ def group_of(method):
     its, levels = own_rule(method), l0config.levels(config)
     if not trained_here(method) or any(map(callable, [*its.input, *its.params])):
         return None
-    if any(isinstance(own, str) and contains_wildcard(own) for own in its.params):
+    params = [item for own in its.params for item in (own if isinstance(own, list) else [own])]
+    if any(isinstance(item, str) and contains_wildcard(item) for item in params):
         return None
     if len(its.input) > sum(map(len, named_inputs(its).values())):
         return None

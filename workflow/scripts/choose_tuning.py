@@ -7,10 +7,15 @@ values do not go into the configuration by themselves: a person puts them into m
 import pandas as pd
 
 from l0plane import tidy
+from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.tuning import choose
 
 with job(snakemake):
+    if not snakemake.input:
+        raise UserError(
+            "tuning.methods: none of them has a learning rate and l0plane's own training"
+        )
     table = choose(pd.concat([tidy.read(path) for path in snakemake.input], ignore_index=True))
     tidy.write(table, snakemake.output[0])
     print(table.loc[table["chosen"], ["method", "learning_rate", "knob", "value", "nmse"]])

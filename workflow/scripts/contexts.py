@@ -2,7 +2,8 @@
 
 Reads the documents and the language model's tokenizer; writes the contexts of each split in random
 order, so that the first ones, which is what the later rules use, are a sample of the whole text.
-Says here, before anything expensive, when the text is too short for what the run asks.
+Says here, before anything expensive, when the text is too short for what the run asks; of what is
+asked later, whoever uses it.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The constant lambda that gives a penalty method the L0 asked for.
 
 Reads stored activations, and for the other seeds what seed 0 found, to start from; trains with one
-lambda after another, measures L0 on the validation activations, and writes the closest. Where the
+lambda after another, measures L0 on the validation activations, and writes the one found. Where the
 training fails the row is empty and says why; lambda is then steered.
 """
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 # For Intel's processors LLVM makes vectors of 256 bits unless told otherwise. With 512, walking
 # rows of a matrix in the second-level cache takes 0.7 of the time.
-compiler = vars(config)
-if compiler["CPU_FEATURES"] is None and "+avx512f" in (features := get_host_cpu_features()):
-    compiler["CPU_FEATURES"] = f"{features},-prefer-256-bit"
+_compiler, _features = vars(config), get_host_cpu_features()
+if _compiler["CPU_FEATURES"] is None and "+avx512f" in _features:
+    _compiler["CPU_FEATURES"] = f"{_features},-prefer-256-bit"
 
 #: Rows in a tile of pre-activations: with fewer the product is less efficient (of a large encoder,
 #: which it reads again for each tile, by half with 64), with more the tile leaves the cache before
