@@ -190,7 +190,7 @@ def test_scaling_shows_exponents_and_leaves_missed_targets_out(autoencoders, met
     handles = scaling(topk, methods, "nmse", L0, ax)
     assert handles["topk"].get_label() == "TopK, b = 0.250 ± 0.000"
     assert "hollow" in handles
-    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
     assert [list(line.get_xdata()) for line in hollow if line.get_marker() == "s"] == [[512]]
 
 
