@@ -112,6 +112,7 @@ def matching_files(pattern: str) -> list[Path]:
     anchor = Path(pattern).anchor
     try:
         paths = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
+    # pathlib's NotImplementedError: of a pattern that stays absolute without its anchor.
     except (ValueError, IndexError, NotImplementedError) as error:
         raise UserError(f"corpus.paths: {pattern!r} is not a path or glob ({error})") from None
     if not paths:
