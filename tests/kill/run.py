@@ -118,6 +118,11 @@ def compare(undisturbed, killed):
     print(f"  {len(expected)} tables are the same, and nothing else was left", flush=True)
 
 
+def went_on(directory):
+    """How many trainings of a run that was killed went on from a checkpoint."""
+    return (directory / "output.txt").read_text().count("going on after step")
+
+
 def main():
     """Parse the command line and do it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -136,12 +141,13 @@ def main():
     _, seconds = run(undisturbed, arguments)
     print(f"  took {seconds:.0f} s; now killed (seed {arguments.seed})", flush=True)
     moments = random.Random(arguments.seed)
-    kills = 0
+    kills = resumed = 0
     while kills < arguments.kills:
         ended, worked = run(killed, arguments, moments.uniform(0, seconds / 5))
         if ended:
             print("  it ended; another one begins", flush=True)
             compare(undisturbed, killed)
+            resumed += went_on(killed)
             shutil.rmtree(killed)
             continue
         kills += 1
@@ -149,7 +155,7 @@ def main():
         at = logs[-1].relative_to(killed / "logs") if logs else "the start"
         print(f"  kill {kills} after {worked:.1f} s of work, at {at}", flush=True)
     run(killed, arguments)
-    resumed = (killed / "output.txt").read_text().count("going on after step")
+    resumed += went_on(killed)
     print(f"  {resumed} trainings went on from a checkpoint", flush=True)
     compare(undisturbed, killed)
     if arguments.directory is None:
