@@ -53,7 +53,7 @@ def measure(sizes: argparse.Namespace) -> None:
         taken: list[tuple[float, float]] = []
         for _ in range(WARM_UP + STEPS):
             started = time.perf_counter(), time.process_time()
-            trainer.step(x, 1e-4, 0.0)
+            trainer.read(trainer.step(x, 1e-4, 0.0))
             ranks.over_all(0)
             taken.append((time.perf_counter() - started[0], time.process_time() - started[1]))
         wall, cpu = (1e3 * median(column) for column in zip(*taken[WARM_UP:], strict=True))

@@ -252,7 +252,7 @@ def test_adam_follows_torch_adam_and_keeps_unit_rows(backend):
         with torch.no_grad():
             theirs /= theirs.norm(dim=1, keepdim=True)
         ema = 0.9 * ema + 0.1 * theirs.detach()
-        backend.adam(ours, gradient, state, 0.01, 0.5, 0.9, unit_rows=True)
+        backend.adam(ours, gradient, state, 0.01, torch.tensor(0.5), 0.9, unit_rows=True)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state.ema, ema, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(20))

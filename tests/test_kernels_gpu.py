@@ -11,11 +11,14 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from l0plane import kernels
 from l0plane.code import Code
 from l0plane.files import UserError
 from l0plane.kernels import AdamState, reference
+from l0plane.methods import METHODS
+from l0plane.trainer import Trainer
 
 pytest.importorskip("triton", reason="no Triton, which CUDA builds of PyTorch bring: make test-gpu")
 gpu, products, selection = (
@@ -198,11 +201,12 @@ def test_adam(shape):
     states = [
         AdamState(torch.zeros_like(ours), torch.zeros_like(ours), ours.clone()) for _ in range(2)
     ]
+    half = torch.tensor(0.5, dtype=torch.float64, device=DEVICE)
     for step in range(1, 4):
         gradient = draw(*shape, seed=step)
         for backend, parameter, state in zip((gpu, reference), (ours, theirs), states, strict=True):
             state.step = step
-            backend.adam(parameter, gradient, state, 0.01, 0.5, 0.9, unit_rows=len(shape) == 2)
+            backend.adam(parameter, gradient, state, 0.01, half, 0.9, unit_rows=len(shape) == 2)
     torch.testing.assert_close(ours, theirs, **CLOSE)
     for name in ("mean", "square", "ema"):
         pair = [getattr(state, name) for state in states]
@@ -221,6 +225,32 @@ def test_a_step_of_training_takes_these_kernels_and_has_the_gradients_of_the_ref
         found.append(torch.autograd.grad(loss, [pre_bias, encoder, decoder]))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+class Waits(TorchDispatchMode):
+    """Counts where the host asks for a number, or for how many there are: a GPU is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+        )
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_number_of_triples_and_for_nothing_else(monkeypatch):
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: gpu)
+    method, x = METHODS["topk"](3, {}), draw(6, 12)
+    parameters = method.initialise(x, 20, torch.Generator().manual_seed(0))
+    settings = {"clip_norm": 1.0, "ema": 0.9, "dead_after_tokens": 1000, "aux_k": 4}
+    trainer = Trainer(method, parameters, 1.0, settings)
+    trainer.read(trainer.step(x, 0.01, 0.0))  # after which it knows that none is dead yet
+    with Waits() as waits:
+        steps = [trainer.step(x, 0.01, 0.0) for _ in range(3)]
+    assert waits.count == 3
+    assert trainer.read(steps[-1])["loss"] < trainer.read(steps[0])["loss"]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter would take hours")
@@ -300,7 +330,7 @@ gpu, products, selection = (
 INTEGERS = {"indices", "latents", "counts", "starts", "ends", "indptr", "rows"}
 INTEGERS |= {"candidates", "chosen", "firsts", "lasts", "lengths"}
 SCALARS = dict.fromkeys(["n", "width", "groups", "k", "d", "size", "capacity"], "i32")
-SCALARS |= dict.fromkeys(["rate", "root", "scale", "ema_decay"], "fp32") | {"mask": "*i1"}
+SCALARS |= dict.fromkeys(["rate", "root", "ema_decay"], "fp32") | {"mask": "*i1", "scale": "*fp64"}
 CONSTANTS = {"BLOCK": 256, "TRIPLES": 8, "COLUMNS": 32, "UNIT_ROWS": True}
 CONSTANTS |= {"SHIFT": 12, "PADDED": 1024, "SIZE": 32}
 CONSTANTS |= {"BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-9}

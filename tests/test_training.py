@@ -205,6 +205,11 @@ def trainer(name="topk", **changes):
     return Trainer(method, parameters, 1.0, SETTINGS | changes)
 
 
+def step(trainer, *arguments):
+    """The facts of one step."""
+    return trainer.read(trainer.step(*arguments))
+
+
 def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
     x = STORE.x[:500]
     means = []
@@ -213,8 +218,8 @@ def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
         with torch.no_grad():
             t.parameters["encoder"][:5] = -t.parameters["pre_bias"]  # hardly ever positive
             t.parameters["encoder"][:5] *= 1e-6
-        assert t.step(x, 0.0, 0.0)["dead_fraction"] == 0
-        assert t.step(x, 0.0, 0.0)["dead_fraction"] >= 5 / N
+        assert step(t, x, 0.0, 0.0)["dead_fraction"] == 0
+        assert step(t, x, 0.0, 0.0)["dead_fraction"] >= 5 / N
         means.append({key: state.mean for key, state in t.states.items()})
     alive = t.silent_tokens < 1000
     for key, mean in means[0].items():
@@ -245,7 +250,7 @@ def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
 def test_gradients_are_clipped_by_their_common_norm():
     x = STORE.x[:256]
     free, clipped = trainer("relu", clip_norm=1e9), trainer("relu", clip_norm=1e-3)
-    norm = free.step(x, 0.0, 0.1)["gradient_norm"]
+    norm = step(free, x, 0.0, 0.1)["gradient_norm"]
     clipped.step(x, 0.0, 0.1)
     for key, state in free.states.items():
         expected = state.mean * 1e-3 / norm
@@ -268,11 +273,11 @@ def test_the_loss_is_error_by_variance_plus_penalty_plus_auxk():
         missed = error - z @ t.parameters["decoder"][dead]
         auxk = missed.square().sum() / error.square().sum()
         expected = error.square().sum() / (8 * 0.8) + 0.5 * auxk
-    assert t.step(x, 0.0, 0.0)["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert step(t, x, 0.0, 0.0)["loss"] == pytest.approx(expected.item(), rel=1e-4)
     t = trainer("relu")
     loss = t.method.loss(t.parameters, x)
     expected = (loss.objective + 0.3 * loss.penalty) / 8
-    assert t.step(x, 0.0, 0.3)["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert step(t, x, 0.0, 0.3)["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_decoder_rows_stay_unit():

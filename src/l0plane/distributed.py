@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ from l0plane.processes import end_with_parent, launched
 REPLICATED = "pre_bias"
 #: A rank that waits longer for another gives up; one that died is noticed at once.
 PATIENCE = timedelta(hours=1)
+
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Ranks:
             own = torch.randn(n // self.size, d, generator=generator)
         return own
 
-    # --- sums
+    # --- sums: of a number on the device, `[]`, the host need not wait for
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor`, in place the sum over all ranks."""
@@ -96,21 +98,23 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def over_rows(self, number: float) -> float:
+    def over_rows(self, number: Number) -> Number:
         """The sum of a number that depends on the rows that a rank has."""
         return number if self.shard_latents else self._total(number)
 
-    def over_latents(self, number: float) -> float:
+    def over_latents(self, number: Number) -> Number:
         """The sum of a number that depends on the latents that a rank has."""
         return self._total(number) if self.shard_latents else number
 
-    def over_all(self, number: float) -> float:
+    def over_all(self, number: Number) -> Number:
         """The sum of a number that depends on both."""
         return self._total(number)
 
-    def _total(self, number: float) -> float:
+    def _total(self, number: Number) -> Number:
         if self.size == 1:
             return number
+        if isinstance(number, Tensor):
+            return self.sum(number.to(torch.float64, copy=True))
         return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device)).item()
 
     def sum_gradients(self, gradients: dict[str, Tensor]) -> None:

@@ -6,8 +6,10 @@ Gao et al. 2024, Appendix A.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import operator
+import time
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,19 @@ from l0plane.methods.base import squared_error
 #: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
 #: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
 EXPLODED = 1e6
+
+
+class Taken(NamedTuple):
+    """A step that was taken, or on a GPU will be: what `Trainer.read` is to tell of it."""
+
+    tokens: int
+    """In its batch."""
+    tokens_until: int
+    """In all batches up to this one."""
+    numbers: dict[str, Tensor]
+    """Each `[]` and on the CPU, of a GPU once it has come to the end of the step."""
+    seconds: float | tuple[torch.cuda.Event, torch.cuda.Event]
+    """How long it took; what a GPU notes at its beginning and at its end."""
 
 
 class Trainer:
@@ -41,51 +56,80 @@ class Trainer:
         self.steps = 0
         latents = next(p for key, p in parameters.items() if key != REPLICATED)
         self.silent_tokens = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        #: No latent has been silent for longer. Unknown until a step has looked: `silent_tokens`
-        #: may come from a checkpoint.
-        self._silent_at_most = math.inf
+        self._n = method.ranks.over_latents(len(latents))
+        self._tokens = 0
+        #: At so many tokens or later each latent was active. Unknown until a step was read:
+        #: `silent_tokens` may come from a checkpoint.
+        self._all_active = -math.inf
 
-    def step(
-        self, x: Tensor, learning_rate: float, penalty_factor: float
-    ) -> dict[str, float] | None:
-        """One optimiser step on a batch `x [rows, d]`; facts of it for the log.
+    def step(self, x: Tensor, learning_rate: float, penalty_factor: float) -> Taken:
+        """One optimiser step on a batch `x [rows, d]`; what comes of it, `read` says.
 
-        None, and no step, where the loss or the norm of its gradient has exploded.
+        The host does not wait for a GPU to end the step.
         """
         ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
+        began = _now(x)
         x = ranks.rows(x)
         pieces = [x] if self.method.auxk else x.tensor_split(self.method.pieces(tokens, n))
         scale = 1 / (tokens * self.variance)
         gradients: Parameters = {}
         self.silent_tokens += tokens
-        self._silent_at_most += tokens
+        self._tokens += tokens
         parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
         ranks.sum_gradients(gradients)
-        # All that the host has to know of the step, at once: a GPU is waited for.
-        sums = [sum(each) for each in zip(*parts, strict=True)]
-        norms = [_squared_norm(gradient) for gradient in gradients.values()]
-        found = _numbers([*sums, *self._silence(), *norms])
-        objective, penalty, squared, active, self._silent_at_most, dead, *squares = found
-        own = dict(zip(gradients, squares, strict=True))
-        replicated = own.pop(REPLICATED, 0.0)
-        norm = math.sqrt(replicated + ranks.over_latents(sum(own.values())))
-        reported = ranks.over_rows(objective)
-        if self.penalised:
-            reported += ranks.over_all(penalty)
-        if not (abs(reported) < EXPLODED and norm < EXPLODED):
-            return None
+        norm = self._norm(gradients)
         self._update(gradients, norm, learning_rate)
-        return {
-            "loss": reported,
+        objective, penalty, squared, active = (
+            reduce(operator.add, each) for each in zip(*parts, strict=True)
+        )
+        loss = ranks.over_rows(objective)
+        if self.penalised:
+            loss = loss + ranks.over_all(penalty)
+        longest, dead = self._silence()
+        numbers = {
+            "loss": loss,
             "gradient_norm": norm,
-            "nmse": scale * ranks.over_rows(squared),
-            "l0": ranks.over_all(active) / tokens,
-            "dead_fraction": ranks.over_latents(dead) / ranks.over_latents(n),
+            "squared_error": ranks.over_rows(squared),
+            "active": ranks.over_all(active),
+            "dead": ranks.over_latents(dead),
+            "longest_silence": longest,
+        }
+        if x.is_cuda:
+            there = torch.stack([number.double() for number in numbers.values()])
+            here = there.to("cpu", non_blocking=True)
+            numbers = dict(zip(numbers, here.unbind(), strict=True))
+        ended = _now(x)
+        seconds = ended - began if isinstance(ended, float) else (began, ended)
+        return Taken(tokens, self._tokens, numbers, seconds)
+
+    def read(self, taken: Taken) -> dict[str, float] | None:
+        """Facts of a step for the log, and the seconds that it took; waits for a GPU to end it.
+
+        None where the loss or the norm of its gradient exploded: the parameters are spoilt.
+        """
+        if isinstance(taken.seconds, float):
+            seconds = taken.seconds
+        else:
+            began, ended = taken.seconds
+            ended.synchronize()
+            seconds = began.elapsed_time(ended) / 1e3
+        numbers = {name: number.item() for name, number in taken.numbers.items()}
+        loss, norm = numbers["loss"], numbers["gradient_norm"]
+        if not (abs(loss) < EXPLODED and norm < EXPLODED):
+            return None
+        self._all_active = max(self._all_active, taken.tokens_until - numbers["longest_silence"])
+        return {
+            "loss": loss,
+            "gradient_norm": norm,
+            "nmse": numbers["squared_error"] / (taken.tokens * self.variance),
+            "l0": numbers["active"] / taken.tokens,
+            "dead_fraction": numbers["dead"] / self._n,
+            "seconds": seconds,
         }
 
     def _piece(
         self, rows: Tensor, scale: float, penalty_scale: float, gradients: Parameters
-    ) -> tuple[Tensor, Tensor | float, Tensor, int]:
+    ) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
         """Add to `gradients` those of the loss on some rows; nothing else of them is kept.
 
         Returns:
@@ -119,11 +163,19 @@ class Trainer:
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         for key, gradient in zip(revived, found[len(self.parameters) :], strict=True):
             gradients[key].index_add_(0, dead, gradient)
-        return objective, penalty, squared, len(loss.code.indices)
+        active = self.silent_tokens.new_full((), len(loss.code.indices))
+        return objective, penalty, squared, active
 
-    def _update(self, gradients: Parameters, norm: float, learning_rate: float) -> None:
+    def _norm(self, gradients: Parameters) -> Tensor:
+        """That of all gradients together, float64 `[]`."""
+        squares = {key: _squared_norm(gradient) for key, gradient in gradients.items()}
+        replicated = squares.pop(REPLICATED, 0.0)
+        own = torch.stack([*squares.values()]).sum(dtype=torch.float64)
+        return (self.method.ranks.over_latents(own) + replicated).sqrt()
+
+    def _update(self, gradients: Parameters, norm: Tensor, learning_rate: float) -> None:
         self.steps += 1
-        clip = self.settings["clip_norm"]
+        gradient_scale = (self.settings["clip_norm"] / norm).clamp(max=1.0)
         # The average follows quickly at first, so that it does not remember the initial weights.
         decay = min(self.settings["ema"], (1 + self.steps) / (10 + self.steps))
         for key, parameter in self.parameters.items():
@@ -134,7 +186,7 @@ class Trainer:
                 gradients[key],
                 state,
                 learning_rate,
-                min(1.0, clip / norm) if norm > 0 else 1.0,
+                gradient_scale,
                 decay,
                 unit_rows=key == "decoder",
             )
@@ -150,7 +202,8 @@ class Trainer:
         """int64 indices of the latents that have been silent for `dead_after_tokens`."""
         ranks = self.method.ranks
         # Most steps of a training know beforehand that there are none, and need not ask a GPU.
-        if ranks.size == 1 and self._silent_at_most < self.settings["dead_after_tokens"]:
+        silent_at_most = self._tokens - self._all_active
+        if ranks.size == 1 and silent_at_most < self.settings["dead_after_tokens"]:
             return self.silent_tokens[:0]
         ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
@@ -164,7 +217,7 @@ class Trainer:
         decoder are of dead latents.
         """
         ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
-        whole = squared if ranks.size == 1 else ranks.over_rows(squared.item())
+        whole = ranks.over_rows(squared)
         code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
         return (squared_error(error, ranks.decode(code, decoder)) / whole).nan_to_num()
 
@@ -174,11 +227,10 @@ def _squared_norm(x: Tensor) -> Tensor:
     return x.flatten().dot(x.flatten())
 
 
-def _numbers(values: Sequence[Tensor | float]) -> list[float]:
-    """The values, of which all that are on a GPU come from there at once."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if tensors[0].is_cuda:
-        fetched = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
-    else:
-        fetched = iter([tensor.item() for tensor in tensors])
-    return [next(fetched) if isinstance(value, Tensor) else value for value in values]
+def _now(x: Tensor) -> Any:
+    """The time in seconds; of a GPU an event, when it has done what it was told so far."""
+    if not x.is_cuda:
+        return time.perf_counter()
+    moment = torch.cuda.Event(enable_timing=True)
+    moment.record()
+    return moment

@@ -26,7 +26,7 @@ from l0plane.distributed import ALONE, REPLICATED, Ranks
 from l0plane.methods import METHODS
 from l0plane.penalty import PenaltyController, warm_up
 from l0plane.tidy import MEASURED
-from l0plane.trainer import Trainer
+from l0plane.trainer import Taken, Trainer
 
 INITIALISATION_ROWS = 8192
 LOG_LINES = 50
@@ -116,6 +116,8 @@ class Training:
         self._controller = PenaltyController(l0, self.steps, self._method.l0_delay)
         self._log = _Log(self.steps, self.batch_tokens, self.title)
         self._factor = math.nan
+        #: The last step and its learning rate, penalty factor and facts, until these were read.
+        self._unread: tuple[int, float, float, Taken] | None = None
         self.failed: str | None = None
         self.seconds = time.perf_counter() - started
 
@@ -128,31 +130,44 @@ class Training:
         """Take the next batch `x [batch_tokens, d]`; of one that has `failed`, pass it by."""
         if self.failed:
             return
-        started = time.perf_counter()
         step = self.done
         rate = self.hyperparameters["learning_rate"] * _schedule(step, self.steps, self.settings)
+        steered = "lambda" not in self.hyperparameters
         factor = (
-            self.hyperparameters["lambda"] * warm_up(step, self.steps)
-            if "lambda" in self.hyperparameters
-            else self._controller.value
+            self._controller.value
+            if steered
+            else self.hyperparameters["lambda"] * warm_up(step, self.steps)
         )
-        facts = self._trainer.step(x, rate, factor)
+        taken = self._trainer.step(x, rate, factor)
+        self._read()  # the step before: a GPU, which is not to wait for the host, has the next
+        self._unread = (step, rate, factor, taken)
+        if steered and self._trainer.penalised:  # the next factor depends on this step's L0
+            self._read()
+
+    def _read(self) -> None:
+        """Take note of the facts of the last step, if that is still to be done."""
+        if self._unread is None or self.failed:
+            return
+        (step, rate, factor, taken), self._unread = self._unread, None
+        facts = self._trainer.read(taken)
         if facts is None:
+            self._trainer.steps = step  # what came since counts for nothing
             self.failed = (
                 f"the loss or its gradient exploded at step {step} of {self.steps} "
                 f"(learning rate {rate:.3g}); lower the learning rate"
             )
             return
+        self.seconds += facts.pop("seconds")
         facts["lambda"] = self._factor = factor if self._trainer.penalised else math.nan
         self._controller.observe(facts["l0"])
         self._log.add(step, facts)
-        self.seconds += time.perf_counter() - started
 
     def finish(self, batches: Iterable[Tensor]) -> Trained:
         """The result; `batches` of training activations are there for estimates.
 
         Where latents are shared, rank 0 has all of them, and the others have their own.
         """
+        self._read()
         started = time.perf_counter()
         autoencoder = None
         if not self.failed:
@@ -182,6 +197,7 @@ class Training:
 
         Where latents are shared, rank 0 gets that of all, as one process would have it.
         """
+        self._read()
         trainer, ranks = self._trainer, self._method.ranks
         tensors = {
             f"{key}.{name}": tensor if key == REPLICATED else ranks.whole(tensor)

@@ -222,7 +222,7 @@ def adam(
     gradient: Tensor,
     state: AdamState,
     learning_rate: float,
-    gradient_scale: float,
+    gradient_scale: Tensor,
     ema_decay: float,
     unit_rows: bool,
 ) -> None:

@@ -241,7 +241,7 @@ def adam(
     gradient: Tensor,
     state: AdamState,
     learning_rate: float,
-    gradient_scale: float,
+    gradient_scale: Tensor,
     ema_decay: float,
     unit_rows: bool,
 ) -> None:
@@ -259,7 +259,7 @@ def adam(
         rows(state.ema),
         learning_rate / (1 - BETAS[0] ** state.step),
         1 / np.sqrt(1 - BETAS[1] ** state.step),
-        gradient_scale,
+        gradient_scale.item(),
         ema_decay,
         unit_rows,
     )

@@ -46,7 +46,7 @@ def adam(
     gradient: Tensor,
     state: AdamState,
     learning_rate: float,
-    gradient_scale: float,
+    gradient_scale: Tensor,
     ema_decay: float,
     unit_rows: bool,
 ) -> None:
@@ -89,7 +89,7 @@ def _adam(
     g = tl.load(gradient + place, mask=inside, other=0.0)
     if UNIT_ROWS:
         g -= tl.sum(g * w) * w
-    g *= scale
+    g *= tl.load(scale).to(tl.float32)
     m = BETA1 * tl.load(mean + place, mask=inside, other=0.0) + (1 - BETA1) * g
     v = BETA2 * tl.load(square + place, mask=inside, other=0.0) + (1 - BETA2) * g * g
     w -= rate * m / (tl.sqrt(v) * root + EPS)

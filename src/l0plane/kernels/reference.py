@@ -131,7 +131,7 @@ def adam(
     gradient: Tensor,
     state: AdamState,
     learning_rate: float,
-    gradient_scale: float,
+    gradient_scale: Tensor,
     ema_decay: float,
     unit_rows: bool,
 ) -> None:
@@ -142,7 +142,7 @@ def adam(
         gradient: its gradient, multiplied by `gradient_scale` (clipping) before use.
         state: updated in place; its `step` counts this step already.
         learning_rate: of this step.
-        gradient_scale: see `gradient`.
+        gradient_scale: see `gradient`; a number `[]` on the device, which the host need not know.
         ema_decay: `ema = decay ema + (1 - decay) parameter`.
         unit_rows: remove the part of the gradient that is parallel to each row before the step,
             and scale each row to unit norm after it (the decoder; Appendix A.3).
