@@ -151,7 +151,8 @@ def test_one_that_fails_leaves_the_others_of_its_stream_as_they_would_be_alone(t
     results = list(train_together(together, STORE, 0))
     assert results[1].autoencoder is None
     assert "exploded at step" in results[1].facts["failed"]
-    assert results[1].facts["training_steps"] < results[0].facts["training_steps"] == 20
+    assert results[0].facts["training_steps"] == 20
+    assert f"at step {results[1].facts['training_steps']} of 20" in results[1].facts["failed"]
     for place in (0, 2):
         (alone,) = train_together(trainings()[place : place + 1], STORE, 0)
         assert results[place].autoencoder.digest() == alone.autoencoder.digest()
@@ -203,6 +204,35 @@ def trainer(name="topk", **changes):
     method = METHODS[name](3, HYPERPARAMETERS)
     parameters = method.initialise(STORE.sample(512), N, torch.Generator().manual_seed(0))
     return Trainer(method, parameters, 1.0, SETTINGS | changes)
+
+
+def test_an_explosion_in_the_last_step_or_before_a_checkpoint_is_not_overlooked():
+    x, settings = STORE.x[:256], SETTINGS | {"tokens": 3 * 256}
+
+    def before_the_last():
+        training = Training("topk", STORE.sample(512), N, 3, 0, settings, HYPERPARAMETERS)
+        for batch in (x, x):
+            training.step(batch)
+        return training
+
+    training = before_the_last()
+    training.step(x * math.nan)
+    facts = training.finish([x]).facts
+    assert "at step 2 of 3" in facts["failed"] and facts["training_steps"] == 2
+    training = before_the_last()
+    training.step(x * math.nan)
+    _, saved = training.state()
+    assert saved["failed"] and saved["steps"] == 2
+
+
+def test_what_is_known_of_dead_latents_holds_though_it_is_known_late():
+    t = trainer(dead_after_tokens=10**9)
+    batches = [STORE.x[:200] * scale for scale in (1, 0, 0, 1)]
+    unread = [t.step(batches[0], 0.0, 0.0)]
+    for x in batches[1:]:
+        unread.append(t.step(x, 0.0, 0.0))
+        t.read(unread.pop(0))
+        assert t._tokens - t._all_active >= t.silent_tokens.max()
 
 
 def step(trainer, *arguments):

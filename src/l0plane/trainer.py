@@ -65,7 +65,7 @@ class Trainer:
     def step(self, x: Tensor, learning_rate: float, penalty_factor: float) -> Taken:
         """One optimiser step on a batch `x [rows, d]`; what comes of it, `read` says.
 
-        The host does not wait for a GPU to end the step.
+        The host does not wait for a GPU to end the step, but for its selection of latents.
         """
         ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
         began = _now(x)
@@ -217,7 +217,7 @@ class Trainer:
         decoder are of dead latents.
         """
         ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
-        whole = ranks.over_rows(squared)
+        whole = ranks.over_rows(squared).to(squared.dtype)
         code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
         return (squared_error(error, ranks.decode(code, decoder)) / whole).nan_to_num()
 

@@ -40,7 +40,10 @@ def select_above(
         UserError: too many are active to be counted in int32.
     """
     n = len(encoder)
-    cut = torch.as_tensor(threshold, dtype=torch.float32, device=x.device).expand(n).contiguous()
+    # A number is filled in: copied there, it would wait for all that the device still has to do.
+    if not isinstance(threshold, Tensor):
+        threshold = torch.full((n,), threshold, dtype=torch.float32, device=x.device)
+    cut = threshold.to(x.device, torch.float32).expand(n).contiguous()
     total = 0
     indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
     indices, values = [], []

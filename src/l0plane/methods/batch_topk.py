@@ -83,5 +83,7 @@ class BatchTopKMethod(Method):
 def _largest_mask(values: Tensor, count: int) -> Tensor:
     """Which of positive `values [any]` are the `count` largest: the whole batch as one row."""
     places = torch.arange(len(values), dtype=torch.int32, device=values.device)
-    ends = torch.tensor([0, len(values)], dtype=torch.int32, device=values.device)
+    # Filled in, not copied to a GPU, which would be waited for.
+    ends = places.new_zeros(2)
+    ends[1:].fill_(len(values))
     return kernels.top_k_mask(Code(ends, places, values, len(values)), count)
