@@ -51,6 +51,7 @@ def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list
         ):
             each = SEARCH if l0config.penalised(methods[name]) else 1
             candidates = len(l0config.candidates(config, methods[name]))
+            candidates *= len(config["tuning"]["l0"])
             one = (config["tuning"]["tokens"], config["sparsity_panel"]["n"])
             found["tuning"] += [one] * (each * candidates)
     if config["lambdas"] == l0config.MEASURE:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from l0plane import kernels, tidy
 from l0plane.activation_store import ActivationStore
+from l0plane.config import at_level
 from l0plane.files import read_json
 from l0plane.training import train
 from l0plane.tuning import validate
@@ -27,13 +28,13 @@ def main(run: Path, output: Path) -> None:
     """Train, measure, write one row per method, seed and implementation."""
     facts = read_json(run / "run.json")
     config = facts["config"]
-    n, l0 = config["sparsity_panel"]["n"], config["tuning"]["l0"]
+    n, l0 = config["sparsity_panel"]["n"], config["size_panel"]["l0"]
     settings = config["training"] | {"tokens": TOKENS}
     store = ActivationStore(run / "activations/train")
     validation = ActivationStore(run / "activations/validation")
     compiled, rows = kernels.cpu, []
     for method in METHODS:
-        own = facts["methods"][method]["hyperparameters"]
+        own = at_level(facts["methods"][method]["hyperparameters"], n, l0, n)
         for seed in range(SEEDS):
             for name, backend in (("compiled", compiled), ("reference", None)):
                 kernels.cpu = backend

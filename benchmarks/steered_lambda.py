@@ -16,6 +16,7 @@ import pandas as pd
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder
+from l0plane.config import at_level
 from l0plane.files import read_json
 from l0plane.training import train
 from l0plane.tuning import validate
@@ -25,7 +26,7 @@ def main(run: Path, output: Path) -> None:
     """Train, measure, write one row per method and way."""
     facts = read_json(run / "run.json")
     config = facts["config"]
-    n, l0 = config["sparsity_panel"]["n"], config["tuning"]["l0"]
+    n, l0 = config["sparsity_panel"]["n"], config["size_panel"]["l0"]
     store = ActivationStore(run / "activations/train")
     validation = ActivationStore(run / "activations/validation")
     measured = tidy.read(run / "autoencoders.csv")
@@ -35,7 +36,7 @@ def main(run: Path, output: Path) -> None:
         slope = np.polyfit(np.log(frontier["l0"]), np.log(frontier["nmse"]), 1)[0]
         directory = run / f"autoencoders/{method}/n{n}-l{l0}-s0"
         constant = validate(Autoencoder.load(directory), validation)
-        own = facts["methods"][method]["hyperparameters"]
+        own = at_level(facts["methods"][method]["hyperparameters"], n, l0, n)
         autoencoder, log, _ = train(method, store, n, l0, 0, config["training"], own)
         steered = validate(autoencoder, validation)
         moved = steered["nmse"] * (constant["l0"] / steered["l0"]) ** slope

@@ -24,10 +24,10 @@ from test_workflow import REPOSITORY, SMOKE, snakemake
 from l0plane import config, corpus, external, measuring, tidy
 from l0plane.files import UserError
 from l0plane.jobs import job
+from l0plane.lambdas import read_lambda
 from l0plane.language_model import LanguageModel
 from l0plane.methods import METHODS
 from l0plane.tokens import load_tokenizer
-from l0plane.tuning import read_lambda
 
 #: The longest that a message may be where it does not give commands to type.
 LINES = 2
@@ -98,6 +98,25 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         {"hyperparameters": {"topk": {"learning_rate": -1e-3}}},
         "hyperparameters.topk.learning_rate: -0.001; expected a number above 0",
     ),
+    (
+        "learning rate of 0 at one L0",
+        {"hyperparameters": {"topk": {"learning_rate": {8: 0.1, 64: 0}}}},
+        "hyperparameters.topk.learning_rate.64: 0",
+        "a number above 0",
+    ),
+    (
+        "learning rate by something else than an L0",
+        {"hyperparameters": {"topk": {"learning_rate": {8.5: 0.1}}}},
+        "hyperparameters.topk.learning_rate: 8.5",
+        "an L0 as a whole number",
+    ),
+    (
+        "learning rate at no L0",
+        {"hyperparameters": {"topk": {"learning_rate": {}}}},
+        "hyperparameters.topk.learning_rate: {}",
+        "one for each of some L0s",
+    ),
+    ("tuning at no L0", {"tuning": {"l0": []}}, "tuning.l0: []"),
     (
         "half a latent",
         {"sparsity_panel": {"n": 2048.5}},

@@ -77,7 +77,7 @@ WRONG = {
     "unknown method to refine": ({"refinement": {"methods": ["x"]}}, "refinement.methods: 'x'"),
     "k above n": ({"sparsity_panel": {"l0": [16, 4096]}}, "sparsity_panel.l0: 4096", "1024"),
     "k above the smallest n": ({"size_panel": {"n": [8, 64]}}, "size_panel.l0: 16", "8"),
-    "k of the tuning above n": ({"tuning": {"l0": 9999}}, "tuning.l0: 9999", "1024"),
+    "k of the tuning above n": ({"tuning": {"l0": [16, 9999]}}, "tuning.l0: 9999", "1024"),
     "replicated level that is none": (
         {"sparsity_panel": {"replicated": [5]}},
         "sparsity_panel.replicated: 5",
@@ -262,7 +262,7 @@ def test_levels_are_both_panels_without_repetition(load):
             "size_panel": {"n": [32, 64], "l0": 8, "replicated": []},
             "refinement": {"l0": [8]},
             "progressive": {"l0": [8]},
-            "tuning": {"l0": 8},
+            "tuning": {"l0": [8]},
             "seeds": 2,
         }
     )
@@ -291,6 +291,20 @@ def test_hyperparameters_of_the_configuration_win(load, methods):
     loaded = load({"hyperparameters": {"jumprelu": {"bandwidth": 7}}})
     found = config.hyperparameters(loaded, "jumprelu", methods["jumprelu"])
     assert found == {**methods["jumprelu"]["hyperparameters"], "bandwidth": 7}
+
+
+def test_what_was_tuned_at_several_l0s_is_interpolated_between_them(load):
+    own = {"learning_rate": {4: 0.008, 16: 0.002, 64: 0.004}, "width": 3}
+    rates = {l0: config.at_level(own, 64, l0, 64)["learning_rate"] for l0 in (1, 4, 8, 16, 32, 99)}
+    halfway = {8: 0.004, 32: 0.002 * 2**0.5}  # on both axes
+    assert rates == pytest.approx({1: 0.008, 4: 0.008, 16: 0.002, 99: 0.004} | halfway)
+    assert rates[4] == 0.008  # to the last bit: lambdas are looked up by it
+    assert config.at_level(own, 256, 4, 64) == {"learning_rate": 0.004, "width": 3}
+    # As text, as --config gives it, and as JSON's keys.
+    loaded = load({"hyperparameters": {"topk": {"learning_rate": {"4": "1e-3", "16": 2e-3}}}})
+    found = config.hyperparameters(loaded, "topk", {"hyperparameters": {}})
+    assert config.at_level(found, 64, 16, 64) == {"learning_rate": 2e-3}
+    assert config.at_level(found, 64, 2, 64) == {"learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(

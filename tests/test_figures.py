@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tidy
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from l0plane.figures import style
@@ -304,13 +304,20 @@ def test_claims_reject_an_unknown_verdict():
 
 
 def test_tuning_rings_the_chosen_rate_and_labels_further_knobs(methods):
-    table = tidy.tuning()
+    table = tidy.tuning().drop(columns="off_target").assign(off_target=False)
     extra = table[table["method"] == "jumprelu"].assign(knob="bandwidth", chosen=False)
     table = pd.concat([table, extra.assign(value=0.1), extra.assign(value=0.3)])
+    other = table.assign(l0_target=4, learning_rate=2 * table["learning_rate"])
+    table = pd.concat([table, other])
     fig = draw_tuning(table, methods)
     panels = {ax.get_title(loc="left"): ax for ax in fig.axes}
     (ring,) = [line for line in panels["TopK"].lines if line.get_markerfacecolor() == "none"]
-    assert list(ring.get_xdata()) == [3e-3]
+    assert list(ring.get_xdata()) == [3e-3, 6e-3]
+    *lines, _ = [line for line in panels["TopK"].lines if len(line.get_xdata())]
+    few, many = (sum(to_rgb(line.get_color())) for line in lines)
+    assert many < few  # darker
+    named = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert named == ["chosen", "$L_0$ = 4", "$L_0$ = 16"]
     labels = [text.get_text() for text in panels["JumpReLU"].get_legend().get_texts()]
     assert labels == ["bandwidth = 0.1", "bandwidth = 0.3"]
 

@@ -92,9 +92,10 @@ def candidates(**columns):
     return pd.DataFrame({**keys, **columns})
 
 
-def test_the_least_error_of_each_method_is_chosen():
-    table = choose(candidates(method=["a", "a", "b"], nmse=[0.3, 0.2, 0.9]))
-    assert table["chosen"].tolist() == [False, True, True]
+def test_the_least_error_of_each_method_and_l0_is_chosen():
+    l0 = {"l0_target": [10, 10, 10, 20], "l0": [10.0, 10.0, 10.0, 20.0]}
+    table = choose(candidates(method=["a", "a", "b", "a"], nmse=[0.3, 0.2, 0.9, 0.25], **l0))
+    assert table["chosen"].tolist() == [False, True, True, True]
     assert table.columns[-1] == "training_tokens"
 
 

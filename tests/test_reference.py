@@ -1,7 +1,6 @@
 """What is committed as the reference belongs to the code and configuration that stand beside it."""
 
 import json
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,7 @@ import yaml
 from test_config import merged
 
 from l0plane import config
-from l0plane.tuning import setting
+from l0plane.lambdas import setting
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "results/reference"
@@ -26,12 +25,15 @@ PENALISED = [name for name, facts in METHODS.items() if config.penalised(facts)]
 @pytest.mark.parametrize("method", TUNING["method"].unique())
 def test_hyperparameters_are_those_that_tuning_chose(method):
     facts = yaml.safe_load((REPOSITORY / f"workflow/methods/{method}/method.yaml").read_text())
-    rows = TUNING[TUNING["method"] == method]
-    chosen = rows[rows["chosen"]].iloc[0]
-    assert sorted(rows["learning_rate"].unique()) == DEFAULT["tuning"]["learning_rates"]
-    assert facts["hyperparameters"]["learning_rate"] == chosen["learning_rate"]
-    if isinstance(chosen["knob"], str):
-        assert facts["hyperparameters"][chosen["knob"]] == chosen["value"]
+    n = DEFAULT["sparsity_panel"]["n"]
+    for l0 in DEFAULT["tuning"]["l0"]:
+        rows = TUNING[(TUNING["method"] == method) & (TUNING["l0_target"] == l0)]
+        assert sorted(rows["learning_rate"].unique()) == DEFAULT["tuning"]["learning_rates"]
+        (chosen,) = rows[rows["chosen"]].to_dict("records")
+        own = config.at_level(facts["hyperparameters"], n, l0, n)
+        assert own["learning_rate"] == chosen["learning_rate"]
+        if isinstance(chosen["knob"], str):
+            assert own[chosen["knob"]] == chosen["value"]
 
 
 @pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])
@@ -43,14 +45,13 @@ def test_the_reference_is_about_the_embedded_text(table):
 def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
     rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target", "seed"])
     reference_n = DEFAULT["sparsity_panel"]["n"]
-    own = METHODS[method]["hyperparameters"]
-    rate = own["learning_rate"]
-    subject = setting(DEFAULT["language_model"], DEFAULT["training"], own)
     for level in config.levels(DEFAULT):
         row = rows.loc[level.n, level.l0, level.seed]
+        own = config.at_level(METHODS[method]["hyperparameters"], level.n, level.l0, reference_n)
+        subject = setting(DEFAULT["language_model"], DEFAULT["training"], own)
         assert row["setting"] == subject
         assert row["training_tokens"] == DEFAULT["training"]["tokens"]
-        assert row["learning_rate"] == pytest.approx(rate * math.sqrt(reference_n / level.n))
+        assert row["learning_rate"] == pytest.approx(own["learning_rate"])
 
 
 def test_the_reference_run_was_made_with_this_configuration():

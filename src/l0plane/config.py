@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from l0plane.formats import HUB, local_files
 from l0plane.schemas import is_whole, read_numbers, read_yaml, validate
 
 Config = dict[str, Any]
-
+#: By name: a number, or numbers by the L0 that they were tuned at.
+Hyperparameters = dict[str, float | dict[int, float]]
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
@@ -173,9 +175,35 @@ def panel_levels(config: Config, section: str) -> list[Level]:
     return [level for level in levels(config) if level.n == n and level.l0 in asked]
 
 
-def hyperparameters(config: Config, method: str, facts: Config) -> dict[str, float]:
+def hyperparameters(config: Config, method: str, facts: Config) -> Hyperparameters:
     """A method's hyperparameters: its method.yaml, overridden by the configuration."""
     return {**facts["hyperparameters"], **config["hyperparameters"].get(method, {})}
+
+
+def at_level(own: Hyperparameters, n: int, l0: float, reference_n: int) -> dict[str, float]:
+    """A method's hyperparameters `own` for one level, each a number.
+
+    One that was tuned at several L0s has between them what log-log interpolation gives, and beyond
+    them that of the nearest. The learning rate, tuned at `reference_n` latents, falls as 1/sqrt(n)
+    (Gao et al. 2024, Appendix A).
+    """
+    found = {name: _at_l0(value, l0) for name, value in own.items()}
+    if "learning_rate" in found:
+        found["learning_rate"] *= math.sqrt(reference_n / n)
+    return found
+
+
+def _at_l0(value: float | dict[int, float], l0: float) -> float:
+    if not isinstance(value, dict):
+        return value
+    value = {int(known): number for known, number in value.items()}  # JSON's keys are text
+    below = [known for known in value if known <= l0] or [min(value)]
+    above = [known for known in value if known >= l0] or [max(value)]
+    low, high = max(below), min(above)
+    if low == high or value[low] == value[high]:
+        return value[low]
+    share = math.log(l0 / low) / math.log(high / low)
+    return math.exp((1 - share) * math.log(value[low]) + share * math.log(value[high]))
 
 
 def penalised(facts: Config) -> bool:
@@ -289,7 +317,7 @@ def _check_levels(config: Config) -> None:
     sparsity, size, tuning = config["sparsity_panel"], config["size_panel"], config["tuning"]
     _at_most("sparsity_panel.l0", max(sparsity["l0"]), "sparsity_panel.n", sparsity["n"])
     _at_most("size_panel.l0", size["l0"], "the smallest of size_panel.n", min(size["n"]))
-    _at_most("tuning.l0", tuning["l0"], "sparsity_panel.n", sparsity["n"])
+    _at_most("tuning.l0", max(tuning["l0"]), "sparsity_panel.n", sparsity["n"])
     subsets = [
         ("sparsity_panel.replicated", sparsity["replicated"], "sparsity_panel.l0", sparsity["l0"]),
         ("size_panel.replicated", size["replicated"], "size_panel.n", size["n"]),
@@ -352,8 +380,9 @@ def _check_budgets(config: Config) -> None:
                 )
 
 
-def _check_learning_rate(where: str, values: dict[str, float]) -> None:
-    if values.get("learning_rate", 1) <= 0:
+def _check_learning_rate(where: str, values: Hyperparameters) -> None:
+    rate = values.get("learning_rate", 1)
+    if not isinstance(rate, dict) and rate <= 0:
         raise UserError(
             f"{where}.learning_rate: {values['learning_rate']}; expected a number above 0"
         )

@@ -67,7 +67,12 @@ def run_page(facts: dict[str, Any]) -> str:
 
 
 def _in_line(values: dict[str, Any] | None) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in (values or {}).items())
+    def said(value: Any) -> str:
+        if not isinstance(value, dict):
+            return f"{value:g}"
+        return ", ".join(f"{number:g} at L0 {l0}" for l0, number in value.items())
+
+    return "; ".join(f"{name} {said(value)}" for name, value in (values or {}).items())
 
 
 def _table(headings: list[str], rows: Any) -> list[str]:

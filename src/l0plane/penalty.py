@@ -2,7 +2,7 @@
 
 Steered, lambda follows the L0 of the batches: it rises while L0 comes down to the L0 asked for, and
 settles there. One training reaches that L0, but its history of lambda is not that of the papers;
-`tuning.search_lambda` starts from it and finds the constant lambda that gives the same L0.
+`lambdas.search_lambda` starts from it and finds the constant lambda that gives the same L0.
 """
 
 from __future__ import annotations

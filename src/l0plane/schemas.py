@@ -65,8 +65,10 @@ def read_numbers(values: Any, schema: Path) -> None:
         "boolean": truth.__getitem__,
     }
     for error in _Validator(read_yaml(schema)).iter_errors(values):
-        reader = readers.get(error.schema.get("type", ""))
-        if error.validator != "type" or reader is None:
+        kinds = error.schema.get("type", "")
+        reader = readers.get(kinds if isinstance(kinds, str) else kinds[0])
+        # What is wrong with a key is said of all that holds it.
+        if error.validator != "type" or reader is None or "propertyNames" in error.schema_path:
             continue
         if not isinstance(error.instance, (str, float)):
             continue

@@ -73,9 +73,11 @@ class Training:
         seed: see above.
         batch_tokens: activations in a batch.
         steps: how many batches there are to be.
-        seconds: what it took so far, its share of the waiting for batches included.
+        seconds: what it took so far, its share of the waiting for batches included; on a GPU by
+            the device's clock, from where it has the batch.
         subject: all that the result depends on beside the batches, for checkpoints.
-        failed: why it goes no further, once it does not.
+        failed: why it goes no further, once it does not: known a step later, or once it was asked
+            for its `state` or to `finish`.
     """
 
     def __init__(
@@ -336,14 +338,6 @@ def train(
     if autoencoder is None:
         raise Failed(f"{training.title}: {training.failed}")
     return autoencoder, log, facts
-
-
-def learning_rate(hyperparameters: dict[str, float], n: int, reference_n: int) -> float:
-    """A method's learning rate, tuned at `reference_n` latents, at `n` of them.
-
-    It falls as 1/sqrt(n) (Gao et al. 2024, Appendix A).
-    """
-    return hyperparameters["learning_rate"] * math.sqrt(reference_n / n)
 
 
 def _schedule(step: int, steps: int, settings: dict[str, Any]) -> float:

@@ -1,52 +1,18 @@
-"""Tuning on validation activations: the lambda that gives an L0, and the best hyperparameters.
-
-A penalty method is compared at the L0 asked for, with its lambda constant from the first step as in
-the papers. Which lambda that is has to be searched for, by training.
-"""
+"""What tuning measures on validation activations, and which hyperparameters it chooses."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from l0plane import tidy
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import Autoencoder, Failed
-from l0plane.files import UserError
-from l0plane.penalty import TRIALS, PenaltyController
-from l0plane.training import train
+from l0plane.autoencoder import Autoencoder
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
-#: A lambda gives the L0 if it comes as close as this (relative); `TRIALS` trainings are the most.
-CLOSE = 0.03
-#: A steered training whose L0 is off by more than this factor says nothing about lambda.
-LOST = 1.25
-#: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise.
-ANSWER = (0.3, 3.0)
-#: Most that the search changes lambda by at once.
-FARTHEST = 10.0
-#: By how much less a lambda is tried once one gives the L0: where L0 falls as lambda rises, it
-#: gives more latents.
-PROBE = 2.0
-#: How fast nMSE can fall as L0 rises, d log nMSE / d log L0; what is beyond is no frontier.
-STEEPEST = -2.0
-
-#: What of `training` and of hyperparameters lambda does not depend on, or has a column of its own.
-_APART = {"tokens", "aux_k", "aux_weight", "dead_after_tokens", "stream_buffer_tokens"}
-_APART |= {"learning_rate", "lambda"}
-
-#: What a trial of the search says.
-TRIED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
 
 
 @torch.no_grad()
@@ -78,221 +44,8 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
     }
 
 
-# --- the lambda that gives an L0
-
-
-def search_lambda(
-    method: str,
-    store: ActivationStore,
-    validation: ActivationStore,
-    n: int,
-    l0: float,
-    settings: dict[str, Any],
-    hyperparameters: dict[str, Any],
-    seed: int = 0,
-    start: float | None = None,
-) -> pd.DataFrame:
-    """Train a penalty method with one constant lambda after another until its L0 is `l0`.
-
-    The first lambda comes from a training with a steered one, if `start` does not give it; the
-    next ones from the secant of log L0 over log lambda, inside the bracket once there is one. L0
-    need not fall steadily with lambda, and several can give the same: so the search goes on below
-    the one that it found (`following`), and takes the one with the least error.
-
-    Args:
-        method: a key of `METHODS` whose loss has a penalty.
-        store: training activations.
-        validation: where L0 and error are measured.
-        n: how many latents.
-        l0: the L0 asked for.
-        settings: the configuration's `training` section.
-        hyperparameters: as for `train`, without `lambda`.
-        seed: of the trainings.
-        start: the first lambda, such as the one that was found for another seed; the search does
-            not look below what it finds. If its training fails, it begins as without.
-
-    Returns:
-        One row per training: `lambda` and what `validate` measures. First the one that was found:
-        of those whose L0 is `CLOSE` the one with the least error, or else the closest; then the
-        others as their lambdas come nearest to its. The search ends with a lambda whose training
-        failed.
-
-    Raises:
-        Failed: as `train` does, if not one training went through.
-    """
-    factor = start
-    if factor is None:
-        _, log, _ = train(method, store, n, l0, seed, settings, hyperparameters)
-        late = log.iloc[len(log) // 2 :]
-        factor = math.exp(np.log(late["lambda"]).mean())
-        if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
-            # Its lambda overshot and killed latents. From below, the search comes to the least
-            # lambda that gives the L0: larger ones can give it too, often with a larger error.
-            factor = PenaltyController.START
-    trials: list[dict[str, float]] = []
-    while factor is not None and len(trials) < TRIALS:
-        fixed = {**hyperparameters, "lambda": factor}
-        try:
-            autoencoder, _, _ = train(method, store, n, l0, seed, settings, fixed)
-        except Failed:
-            if trials:
-                break
-            if start is None:
-                raise
-            print(f"lambda {factor:.4g}, found for another seed, fails with this one", flush=True)
-            return search_lambda(method, store, validation, n, l0, settings, hyperparameters, seed)
-        trials.append({"lambda": factor, **validate(autoencoder, validation)})
-        print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
-        factor = following(trials, l0, below=start is None)
-    table = pd.DataFrame(trials, columns=TRIED)
-    distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
-    close = table["nmse"].where(_close(table["l0"], l0))
-    found = close.idxmin() if close.notna().any() else distance.idxmin()
-    away = np.abs(np.log(table["lambda"] / table["lambda"][found]))
-    return table.iloc[np.argsort(away, kind="stable")].reset_index(drop=True)
-
-
-def following(trials: list[dict[str, float]], l0: float, below: bool) -> float | None:
-    """The lambda to try after some trials of a search; None where it is over.
-
-    Once a lambda gives the L0, and if `below`, half of it is tried, which gives more latents as a
-    rule. If it does not, some still smaller lambda does: the search goes on down until the least
-    lambda that gives the L0 has a neighbour, half of it or more, with more latents.
-    """
-    tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
-    found = [factor for factor, got in tried if _close(got, l0)]
-    if not found:
-        if unanswered(trials, l0):
-            return None
-        return next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
-    smaller = [(factor, got) for factor, got in tried if factor < found[0]]
-    near = bool(smaller) and smaller[-1][0] > 0.99 * found[0] / PROBE
-    if not below or (near and smaller[-1][1] > l0):
-        return None
-    if not near:
-        return found[0] / PROBE
-    if max(got for _, got in smaller) > l0:
-        return next_lambda(smaller, l0)
-    return smaller[0][0] / PROBE
-
-
-def _close(got: Any, l0: float) -> Any:
-    return abs(got / l0 - 1) <= CLOSE
-
-
-def unanswered(trials: list[dict[str, float]], l0: float) -> bool:
-    """Whether two lambdas in turn brought an L0 that misses on one side only no closer to `l0`."""
-    errors = [math.log(max(trial["l0"] / l0, 1e-9)) for trial in trials]
-    one_side = min(errors) > 0 or max(errors) < 0
-    return one_side and len(errors) > 2 and min(map(abs, errors[-2:])) >= abs(errors[-3])
-
-
-def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
-    """The lambda to try next, from the (lambda, L0) tried so far.
-
-    Between the nearest too small and the nearest too large lambda, if there are both; else beyond
-    the last of them, by the answer that the two latest trials showed.
-    """
-    # How far off a collapsed L0 is says nothing.
-    points = [(math.log(factor), math.log(max(got / l0, 0.05))) for factor, got in trials]
-    above = [point for point in points if point[1] > 0]
-    below = [point for point in points if point[1] <= 0]
-    if above and below:
-        (low, high_error), (high, low_error) = max(above), min(below)
-        share = high_error / (high_error - low_error)
-        # A point close to one end halves the bracket slowly: the secant stays off the ends.
-        return math.exp(low + (high - low) * min(max(share, 0.1), 0.9))
-    answer = 1.0
-    if len(points) > 1:
-        (x0, y0), (x1, y1) = points[-2:]
-        answer = -(y1 - y0) / (x1 - x0)
-    x, y = max(points) if above else min(points)
-    step = y / min(max(answer, ANSWER[0]), ANSWER[1])
-    return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
-
-
-def error_at(trials: pd.DataFrame, l0: float) -> float:
-    """nMSE at exactly `l0`, log-log from the trial found by `search_lambda` to the next one.
-
-    The error of the one found itself if that is off by more than `L0_TOLERANCE`, or if from it to
-    the next one the error does not fall as on a frontier.
-    """
-    found = trials.iloc[0]
-    if len(trials) == 1 or abs(found["l0"] / l0 - 1) > L0_TOLERANCE:
-        return float(found["nmse"])
-    other = trials.iloc[1]
-    if other["l0"] in (0, found["l0"]):
-        return float(found["nmse"])
-    slope = math.log(other["nmse"] / found["nmse"]) / math.log(other["l0"] / found["l0"])
-    # Two lambdas that give about one L0 with two errors say nothing about the frontier.
-    if not STEEPEST <= slope <= 0:
-        return float(found["nmse"])
-    return float(found["nmse"] * (l0 / found["l0"]) ** slope)
-
-
-def setting(
-    manifest: dict[str, Any], settings: dict[str, Any], hyperparameters: dict[str, Any]
-) -> str:
-    """A name for all that a lambda holds for beside what lambdas.csv says in columns of its own.
-
-    Args:
-        manifest: of the training activations.
-        settings: the configuration's `training` section.
-        hyperparameters: the method's.
-    """
-    facts = {
-        "activations": {key: manifest[key] for key in ("hook", "context", "drop_first_position")},
-        "training": {key: settings[key] for key in settings if key not in _APART},
-        "method": {key: hyperparameters[key] for key in hyperparameters if key not in _APART},
-    }
-    if facts["training"].get("precision") == "float32":  # which is what no precision is
-        del facts["training"]["precision"]
-    # With a letter in front: digits alone would be read back as a number.
-    return "s" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read_lambda(
-    paths: Sequence[str | Path],
-    wanted: dict[str, Any],
-    seed: int,
-    settings: dict[str, Any],
-    rate: float,
-) -> float | None:
-    """The lambda that an earlier search found for one autoencoder, from its tables.
-
-    Args:
-        paths: of tables like lambdas.csv.
-        wanted: method, n, l0_target, corpus_sha256, model_sha256 and `setting`.
-        seed: of the training. Where it was not searched for, the lowest that was stands in.
-        settings: the configuration's `training` section.
-        rate: the learning rate.
-
-    Returns:
-        Nothing if no row is about this level, text, model and training: lambda would miss; nor if
-        the search failed.
-
-    Raises:
-        UserError: the tables are not such.
-    """
-    table = pd.concat(map(tidy.read, paths), ignore_index=True)
-    wanted = {**wanted, "training_tokens": settings["tokens"]}
-    if missing := {*wanted, "seed", "lambda", "learning_rate"} - set(table):
-        raise UserError(
-            f"{paths[0]}: no column {', '.join(sorted(missing))}; expected the lambdas.csv of "
-            "`snakemake lambdas`"
-        )
-    rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-    rows = rows[np.isclose(rows["learning_rate"], rate, rtol=1e-6)]
-    found = rows.drop_duplicates("seed").set_index("seed")["lambda"].sort_index()
-    value = found[seed] if seed in found else next(iter(found.dropna()), math.nan)
-    return None if math.isnan(value) else float(value)
-
-
-# --- the best hyperparameters
-
-
 def choose(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's other candidates.
+    """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's others at its L0.
 
     They stand before the provenance. Diverged is what lost all finite numbers or is worse than
     predicting the mean; off target is what missed the asked L0 by more than `L0_TOLERANCE`.
@@ -300,7 +53,8 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop(columns=["diverged", "off_target", "chosen"], errors="ignore")
     diverged = ~(table["nmse"] < 1)
     off_target = ~((table["l0"] / table["l0_target"] - 1).abs() <= L0_TOLERANCE)
-    best = table["nmse"].where(~diverged & ~off_target).groupby(table["method"]).transform("min")
+    level = [table["method"], table["l0_target"]]
+    best = table["nmse"].where(~diverged & ~off_target).groupby(level).transform("min")
     columns = {"diverged": diverged, "off_target": off_target, "chosen": table["nmse"] == best}
     place = table.columns.get_loc("training_tokens")
     for offset, (name, column) in enumerate(columns.items()):

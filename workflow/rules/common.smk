@@ -311,8 +311,9 @@ def tuned_methods():
 def tuning_candidates():
     """The tables of all candidates of all tuned methods."""
     return [
-        f"{RESULTS}/tuning/{method}/{candidate}.csv"
+        f"{RESULTS}/tuning/{method}/l{l0}-{candidate}.csv"
         for method in tuned_methods()
+        for l0 in config["tuning"]["l0"]
         for candidate in l0config.candidates(config, METHODS[method])
     ]
 
@@ -330,7 +331,7 @@ def searched_lambdas():
 def candidate_base(wildcards):
     """The autoencoder that a candidate's method starts from, if it does."""
     base = METHODS[wildcards.method].get("derived_from")
-    n, l0 = config["sparsity_panel"]["n"], config["tuning"]["l0"]
+    n, l0 = config["sparsity_panel"]["n"], wildcards.l0
     return [path.format(n=n, l0=l0, seed=0) for path in autoencoder(base).values()] if base else []
 
 
@@ -341,10 +342,10 @@ def candidate_changes(wildcards):
 
 
 def candidate_hyperparameters(wildcards):
-    """All hyperparameters of a candidate."""
-    method = wildcards.method
+    """All hyperparameters of a candidate, each a number."""
+    method, n = wildcards.method, config["sparsity_panel"]["n"]
     own = l0config.hyperparameters(config, method, METHODS[method])
-    return {**own, **candidate_changes(wildcards)}
+    return {**l0config.at_level(own, n, int(wildcards.l0), n), **candidate_changes(wildcards)}
 
 
 # --- figures, tables, claims

@@ -4,11 +4,11 @@ rule tune_candidate:
         validation=rules.activations.output.validation,
         base=candidate_base,
     output:
-        f"{RESULTS}/tuning/{{method}}/{{candidate}}.csv",
+        f"{RESULTS}/tuning/{{method}}/l{{l0}}-{{candidate}}.csv",
     log:
-        f"{LOGS}/tuning/{{method}}/{{candidate}}.log",
+        f"{LOGS}/tuning/{{method}}/l{{l0}}-{{candidate}}.log",
     benchmark:
-        f"{LOGS}/tuning/{{method}}/{{candidate}}.tsv"
+        f"{LOGS}/tuning/{{method}}/l{{l0}}-{{candidate}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -17,13 +17,12 @@ rule tune_candidate:
     params:
         run=config["run"],
         n=config["sparsity_panel"]["n"],
-        l0=config["tuning"]["l0"],
         settings={**config["training"], "tokens": config["tuning"]["tokens"]},
         hyperparameters=candidate_hyperparameters,
         penalised=lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
         changed=candidate_changes,
     message:
-        "Tuning: {wildcards.method} with {wildcards.candidate}"
+        "Tuning: {wildcards.method} at L0 {wildcards.l0} with {wildcards.candidate}"
     script:
         "../scripts/tune_candidate.py"
 
@@ -44,7 +43,7 @@ rule choose_tuning:
     resources:
         mem_mb=500,
     message:
-        "Tuning: choose each method's best candidate by validation nMSE"
+        "Tuning: choose each method's best candidate at each L0 by validation nMSE"
     script:
         "../scripts/choose_tuning.py"
 

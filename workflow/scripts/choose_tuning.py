@@ -1,7 +1,7 @@
 """The table of the tuning.
 
-Reads the row of every candidate, marks the best one of each method, writes tuning.csv. The chosen
-values do not go into the configuration by themselves: a person puts them into method.yaml.
+Reads the row of every candidate, marks the best one of each method and L0, writes tuning.csv. The
+chosen values do not go into the configuration by themselves: a person puts them into method.yaml.
 """
 
 import pandas as pd
@@ -18,4 +18,5 @@ with job(snakemake):
         )
     table = choose(pd.concat([tidy.read(path) for path in snakemake.input], ignore_index=True))
     tidy.write(table, snakemake.output[0])
-    print(table.loc[table["chosen"], ["method", "learning_rate", "knob", "value", "nmse"]])
+    shown = ["method", "l0_target", "learning_rate", "knob", "value", "nmse"]
+    print(table.loc[table["chosen"], shown].to_string())

@@ -10,17 +10,16 @@ import pandas as pd
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Failed
+from l0plane.config import at_level
 from l0plane.device import available_device, use_precision
 from l0plane.jobs import job
-from l0plane.training import learning_rate
-from l0plane.tuning import TRIED, search_lambda, setting
+from l0plane.lambdas import TRIED, search_lambda, setting
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
     use_precision(params.settings)
     n, l0, seed = (int(snakemake.wildcards[name]) for name in ("n", "l0", "seed"))
-    hyperparameters = dict(params.hyperparameters)
-    hyperparameters["learning_rate"] = learning_rate(hyperparameters, n, params.reference_n)
+    hyperparameters = at_level(params.hyperparameters, n, l0, params.reference_n)
     store = ActivationStore(snakemake.input.train, available_device())
     validation = ActivationStore(snakemake.input.validation, available_device())
     start = None

@@ -15,10 +15,12 @@ from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder, Failed, read_provenance, save_failed
+from l0plane.config import at_level
 from l0plane.device import available_device, use_precision
 from l0plane.distributed import SharedCheckpoint, joined
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
+from l0plane.lambdas import read_lambda, setting
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import training_provenance
 from l0plane.processes import launch, launched
@@ -27,10 +29,8 @@ from l0plane.training import (
     INITIALISATION_ROWS,
     Trained,
     Training,
-    learning_rate,
     train_together,
 )
-from l0plane.tuning import read_lambda, setting
 
 
 def listed(files):
@@ -57,13 +57,12 @@ def bases():
 def hyperparameters_of(store, n, l0, seed):
     """Those of the method at one level, with its lambda if one was found."""
     params = snakemake.params
-    found = dict(params.hyperparameters)
-    rate = found["learning_rate"] = learning_rate(found, n, params.reference_n)
+    found = at_level(params.hyperparameters, n, l0, params.reference_n)
     if tables := listed(snakemake.input.get("lambdas")):
         subject = {key: store.manifest[key] for key in ("corpus_sha256", "model_sha256")}
         subject["setting"] = setting(store.manifest, params.settings, found)
         level = {"method": params.method, "n": n, "l0_target": l0, **subject}
-        factor = read_lambda(tables, level, seed, params.settings, rate)
+        factor = read_lambda(tables, level, seed, params.settings, found["learning_rate"])
         if factor is None:
             print(
                 f"no lambda is known for n={n} L0={l0}, this text, model and training in "

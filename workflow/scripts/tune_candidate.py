@@ -1,6 +1,6 @@
 """One candidate of the tuning: a method with one learning rate (and one value of a knob).
 
-Reads stored activations; trains at the level that the configuration's tuning section gives and
+Reads stored activations; trains at one of the L0s that the configuration's tuning section gives and
 writes one row with the errors on the validation activations, at equal L0: a penalty's lambda is
 searched for anew, since it depends on the learning rate. A training that fails is a row too.
 """
@@ -16,24 +16,26 @@ from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.device import available_device, use_precision
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
+from l0plane.lambdas import TRIED, error_at, search_lambda
 from l0plane.training import train
-from l0plane.tuning import TRIED, error_at, search_lambda, validate
+from l0plane.tuning import validate
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
     use_precision(params.settings)
     store = ActivationStore(snakemake.input.train, available_device())
-    keys = {"run": params.run, "method": method, "n": params.n, "l0_target": params.l0, "seed": 0}
+    level = (params.n, int(snakemake.wildcards.l0))
+    keys = {"run": params.run, "method": method, "seed": 0}
+    keys |= dict(zip(("n", "l0_target"), level, strict=True))
     hyperparameters = params.hyperparameters
     validation = ActivationStore(snakemake.input.validation, available_device())
-    level = (params.n, params.l0)
     base = snakemake.input.get("base")
     try:
         if params.penalised:
             trials = search_lambda(
                 method, store, validation, *level, params.settings, hyperparameters
             )
-            measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, params.l0)}
+            measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, level[1])}
         else:
             start = None
             if base:

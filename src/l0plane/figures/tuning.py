@@ -1,8 +1,8 @@
-"""The learning rates tried for each method, and the one that was chosen."""
+"""The learning rates tried for each method, and those that were chosen."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ _COLUMNS = 3
 # A run that is worse than predicting the mean activation has diverged: how far is of no interest.
 # A little above 1, so that what is nearly as bad is seen whole.
 _HIGHEST = 1.1
+# Of the values of a further knob.
+_STYLES: Final = ("-", "--", ":")
 _RING: dict[str, Any] = {
     "linestyle": "none",
     "marker": "o",
@@ -30,10 +32,11 @@ _RING: dict[str, Any] = {
 
 @style.styled
 def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
-    """Validation nMSE against learning rate, one panel a method, the chosen run ringed.
+    """Validation nMSE against learning rate, one panel a method, the chosen runs ringed.
 
-    Where a method has a further knob, each of its values is one line, darker for larger values.
-    A hollow point missed the L0 by more than 10%: its error is another level's.
+    One line for each L0, darker for a larger one; where a method has a further knob, one for each
+    of its values, too, broken but for the first. A hollow point missed the L0 by more than 10%:
+    its error is another level's.
     The axis ends just above an nMSE of 1: what lies higher has diverged.
 
     What to see: each ring lies at the bottom of a valley, not at the end of the range tried, so
@@ -43,33 +46,46 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
     Raises:
         UserError: a missing column.
     """
-    require(tuning, "tuning", ["method", "learning_rate", "nmse", "off_target", "chosen"])
+    columns = ["method", "l0_target", "learning_rate", "nmse", "off_target", "chosen"]
+    require(tuning, "tuning", columns)
     tuning = tuning.dropna(subset=["learning_rate", "nmse"])
     if "value" not in tuning:
         tuning = tuning.assign(knob=None, value=np.nan)
     styles = assign_styles(methods, tuning["method"])
     looks = {m: look for m, look in styles.items() if m in set(tuning["method"])}
+    levels = sorted(tuning["l0_target"].unique())
+    shades = dict(zip(levels, np.linspace(0.15, 0.85, len(levels)), strict=True))
+    if len(levels) == 1:
+        shades = {levels[0]: 0.5}
     rows = max(-(-len(looks) // _COLUMNS), 1)
     fig = style.new_figure(height=0.9 + 1.9 * rows)
     axes = fig.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
     for ax, (method, look) in zip(axes.flat, looks.items(), strict=False):
         runs = tuning[tuning["method"] == method]
         values = sorted(runs["value"].dropna().unique())
-        # Levels and seeds are joined apart: a line is one setting at several learning rates.
-        setting = [name for name in ("value", "n", "l0_target", "seed") if name in runs]
-        for (value, *_), line in runs.sort_values("learning_rate").groupby(setting, dropna=False):
-            place = values.index(value) / max(len(values) - 1, 1) if value in values else 0.5
-            color = shade(look.color, 0.2 + 0.6 * place)
-            ax.plot(line["learning_rate"], line["nmse"], color=color, marker=look.marker)
-            ax.lines[-1].set_label("_" if pd.isna(value) else f"{line['knob'].iloc[0]} = {value:g}")
+        # Sizes and seeds are joined apart: a line is one setting at several learning rates.
+        setting = [name for name in ("l0_target", "value", "n", "seed") if name in runs]
+        for (l0, value, *_), line in runs.sort_values("learning_rate").groupby(
+            setting, dropna=False
+        ):
+            drawn: dict[str, Any] = {"color": shade(look.color, shades[l0]), "marker": look.marker}
+            drawn["linestyle"] = (
+                _STYLES[values.index(value) % len(_STYLES)] if value in values else "-"
+            )
+            ax.plot(line["learning_rate"], line["nmse"], **drawn)
             missed = line[line["off_target"].astype(bool)]
-            ax.plot(missed["learning_rate"], missed["nmse"], look.marker, color=color, mfc="white")
+            drawn |= {"markerfacecolor": "white", "linestyle": "none"}
+            ax.plot(missed["learning_rate"], missed["nmse"], **drawn)
         chosen = runs[runs["chosen"].astype(bool)]
         ax.plot(chosen["learning_rate"], chosen["nmse"], **_RING)
         ax.set_title(look.label, loc="left")
-        entries = {label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        if len(entries) > 1:
-            ax.legend(entries.values(), entries, fontsize=8, handlelength=1.2)
+        if len(values) > 1:
+            entries = [
+                Line2D([], [], color=look.color, linestyle=_STYLES[place % len(_STYLES)])
+                for place in range(len(values))
+            ]
+            names = [f"{runs['knob'].dropna().iloc[0]} = {value:g}" for value in values]
+            ax.legend(entries, names, fontsize=8, handlelength=1.8)
     for ax in axes.flat[len(looks) :]:
         ax.set_axis_off()
     for ax in axes.flat[: len(looks)]:
@@ -80,6 +96,11 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
         ax.tick_params(labelbottom=True)
     fig.supylabel("validation normalised MSE", fontsize=10)
     handles = [Line2D([], [], label="chosen", **_RING)]
+    if len(levels) > 1:
+        handles += [
+            Line2D([], [], color=shade(style.GREY, shades[l0]), label=f"$L_0$ = {l0:g}")
+            for l0 in levels
+        ]
     if tuning["off_target"].any():
         label = r"hollow: $L_0$ over 10% off, never chosen"
         handles.append(style.method_handle(label, style.GREY, "o", mfc="white", ls="none"))

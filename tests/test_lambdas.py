@@ -5,13 +5,11 @@ import pandas as pd
 import pytest
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
-from l0plane import tuning
+from l0plane import lambdas
 from l0plane.autoencoder import Failed
 from l0plane.files import UserError
-from l0plane.penalty import PenaltyController
-from l0plane.tuning import (
+from l0plane.lambdas import (
     CLOSE,
-    choose,
     error_at,
     next_lambda,
     read_lambda,
@@ -19,6 +17,8 @@ from l0plane.tuning import (
     setting,
     unanswered,
 )
+from l0plane.penalty import PenaltyController
+from l0plane.tuning import choose
 
 
 @pytest.mark.parametrize("power", [0.4, 1.0, 2.0])
@@ -74,14 +74,14 @@ def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
 
 
 def test_a_search_from_a_lambda_with_which_the_training_fails_begins_anew(monkeypatch):
-    train = tuning.train
+    train = lambdas.train
 
     def failing(*arguments):
         if arguments[-1].get("lambda") == 123.0:
             raise Failed("exploded")
         return train(*arguments)
 
-    monkeypatch.setattr(tuning, "train", failing)
+    monkeypatch.setattr(lambdas, "train", failing)
     arguments = ("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
     found = search_lambda(*arguments, start=123.0)
     pd.testing.assert_frame_equal(found, search_lambda(*arguments))
@@ -105,9 +105,9 @@ def test_a_steered_training_that_lost_its_way_says_nothing_about_lambda(monkeypa
         tried.append(arguments[-1].get("lambda"))
         return None, lost, {}
 
-    monkeypatch.setattr(tuning, "train", trained)
-    reached = dict.fromkeys(tuning.TRIED[1:], 0.1) | {"l0": 5.0}
-    monkeypatch.setattr(tuning, "validate", lambda *_: reached)
+    monkeypatch.setattr(lambdas, "train", trained)
+    reached = dict.fromkeys(lambdas.TRIED[1:], 0.1) | {"l0": 5.0}
+    monkeypatch.setattr(lambdas, "validate", lambda *_: reached)
     search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
     assert tried[:2] == [None, PenaltyController.START]
 
@@ -126,10 +126,10 @@ def winding(monkeypatch, steered):
 
     def reached(factor, _):
         l0 = np.exp(np.interp(np.log(factor), np.log([*WINDING]), np.log([*WINDING.values()])))
-        return dict.fromkeys(tuning.TRIED[1:], 0.1) | {"l0": l0, "nmse": factor**0.1}
+        return dict.fromkeys(lambdas.TRIED[1:], 0.1) | {"l0": l0, "nmse": factor**0.1}
 
-    monkeypatch.setattr(tuning, "train", trained)
-    monkeypatch.setattr(tuning, "validate", reached)
+    monkeypatch.setattr(lambdas, "train", trained)
+    monkeypatch.setattr(lambdas, "validate", reached)
     return tried
 
 
