@@ -2,7 +2,7 @@
 
     python benchmarks/steered_lambda.py results/default results/reference/steered_lambda.csv
 
-Trains each penalty method again, steered, at the level that was tuned, and measures it beside the
+Trains each penalty method again, steered, at the level of the size panel; measures it beside the
 run's own autoencoder, whose lambda is constant, on the validation activations. Their L0 differ by a
 few percent: the steered error is moved over that distance along the slope of the method's frontier.
 """

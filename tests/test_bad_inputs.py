@@ -108,7 +108,7 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         "learning rate by something else than an L0",
         {"hyperparameters": {"topk": {"learning_rate": {8.5: 0.1}}}},
         "hyperparameters.topk.learning_rate: 8.5",
-        "an L0 as a whole number",
+        "an L0, a whole number of at least 1",
     ),
     (
         "learning rate at no L0",

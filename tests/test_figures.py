@@ -320,6 +320,8 @@ def test_tuning_rings_the_chosen_rate_and_labels_further_knobs(methods):
     assert named == ["chosen", "$L_0$ = 4", "$L_0$ = 16"]
     labels = [text.get_text() for text in panels["JumpReLU"].get_legend().get_texts()]
     assert labels == ["bandwidth = 0.1", "bandwidth = 0.3"]
+    drawn = {line.get_linestyle() for line in panels["JumpReLU"].lines if len(line.get_xdata())}
+    assert drawn == {"-", "--", "None"}
 
 
 def test_tuning_draws_hollow_what_missed_its_l0(methods):

@@ -12,6 +12,7 @@ FACTS = {
     "machine": {"processor": "a fast one", "cores": 2},
     "methods": {
         "topk": {"label": "TopK", "hyperparameters": {"learning_rate": 0.004}},
+        "gated": {"label": "Gated", "hyperparameters": {"learning_rate": {"16": 0.1, "64": 0.2}}},
         "elsewhere": {"label": "A | B", "format": "sparsify"},
     },
     "config": {"seeds": 3, "size_panel": {"n": [512, 1024]}},
@@ -20,7 +21,15 @@ FACTS = {
 
 def test_the_page_about_the_run_has_all_that_tells_runs_apart():
     page = to_html(run_page(FACTS), "mine: run")
-    for said in ("ab12", "cd34", "3.11.7", "2.13.0", "a fast one", "learning_rate 0.004"):
+    for said in (
+        "ab12",
+        "cd34",
+        "3.11.7",
+        "2.13.0",
+        "a fast one",
+        "learning_rate 0.004",
+        "learning_rate 0.1 at L0 16, 0.2 at L0 64",
+    ):
         assert said in page
     assert "<strong>no: the text is another one</strong>" in page
     assert "<td>A | B</td>" in page

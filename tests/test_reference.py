@@ -36,6 +36,17 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
             assert own[chosen["knob"]] == chosen["value"]
 
 
+def test_what_was_tuned_is_what_was_trained():
+    assert set(TUNING["l0_target"]) == set(DEFAULT["tuning"]["l0"])
+    n = DEFAULT["sparsity_panel"]["n"]
+    for row in pd.read_csv(REFERENCE / "autoencoders.csv").itertuples():
+        own = config.at_level(METHODS[row.method]["hyperparameters"], row.n, row.l0_target, n)
+        assert row.learning_rate == pytest.approx(own["learning_rate"]), row
+    for facts in METHODS.values():
+        for value in facts["hyperparameters"].values():
+            assert not isinstance(value, dict) or list(value) == DEFAULT["tuning"]["l0"]
+
+
 @pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])
 def test_the_reference_is_about_the_embedded_text(table):
     assert set(table["corpus_sha256"]) == {DEFAULT["corpus"]["expected_sha256"]}

@@ -122,6 +122,8 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
     _check_levels(config)
     _check_budgets(config)
     _check_hyperparameters(config["hyperparameters"], methods)
+    for values in config["hyperparameters"].values():  # on the command line L0s are text
+        values.update({name: _by_l0(value) for name, value in values.items()})
     _check_language_model(config, repository)
     _check_external(config, methods)
     if config["tuning"]["table"] != MEASURE:
@@ -193,17 +195,21 @@ def at_level(own: Hyperparameters, n: int, l0: float, reference_n: int) -> dict[
     return found
 
 
+def _by_l0(value: Any) -> Any:
+    """With numbers for L0s, which JSON and the command line have as text."""
+    return {int(l0): number for l0, number in value.items()} if isinstance(value, dict) else value
+
+
 def _at_l0(value: float | dict[int, float], l0: float) -> float:
     if not isinstance(value, dict):
         return value
-    value = {int(known): number for known, number in value.items()}  # JSON's keys are text
-    below = [known for known in value if known <= l0] or [min(value)]
-    above = [known for known in value if known >= l0] or [max(value)]
-    low, high = max(below), min(above)
-    if low == high or value[low] == value[high]:
-        return value[low]
+    tuned: dict[int, float] = _by_l0(value)
+    low = max([at for at in tuned if at <= l0] or [min(tuned)])
+    high = min([at for at in tuned if at >= l0] or [max(tuned)])
+    if tuned[low] == tuned[high]:
+        return tuned[low]
     share = math.log(l0 / low) / math.log(high / low)
-    return math.exp((1 - share) * math.log(value[low]) + share * math.log(value[high]))
+    return math.exp((1 - share) * math.log(tuned[low]) + share * math.log(tuned[high]))
 
 
 def penalised(facts: Config) -> bool:

@@ -128,6 +128,13 @@ def training_params(method):
     }
 
 
+def hyperparameters_of_level(wildcards):
+    """A method's hyperparameters at wildcards.n and wildcards.l0, each a number."""
+    method, reference_n = wildcards.method, config["sparsity_panel"]["n"]
+    own = l0config.hyperparameters(config, method, METHODS[method])
+    return l0config.at_level(own, int(wildcards.n), int(wildcards.l0), reference_n)
+
+
 def searched_lambda(method):
     """Where a search writes the constant lambda that it found."""
     return f"{RESULTS}/lambdas/{method}/n{{n}}-l{{l0}}-s{{seed}}.csv"

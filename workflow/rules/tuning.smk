@@ -68,11 +68,8 @@ rule search_lambda:
         **training_resources(trainings=SEARCH),
     params:
         run=config["run"],
-        reference_n=config["sparsity_panel"]["n"],
         settings=config["training"],
-        hyperparameters=lambda wildcards: l0config.hyperparameters(
-            config, wildcards.method, METHODS[wildcards.method]
-        ),
+        hyperparameters=hyperparameters_of_level,
     message:
         "Lambda: which gives {wildcards.method} {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
     script:

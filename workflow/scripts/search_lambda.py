@@ -10,7 +10,6 @@ import pandas as pd
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Failed
-from l0plane.config import at_level
 from l0plane.device import available_device, use_precision
 from l0plane.jobs import job
 from l0plane.lambdas import TRIED, search_lambda, setting
@@ -19,7 +18,6 @@ with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
     use_precision(params.settings)
     n, l0, seed = (int(snakemake.wildcards[name]) for name in ("n", "l0", "seed"))
-    hyperparameters = at_level(params.hyperparameters, n, l0, params.reference_n)
     store = ActivationStore(snakemake.input.train, available_device())
     validation = ActivationStore(snakemake.input.validation, available_device())
     start = None
@@ -29,7 +27,7 @@ with job(snakemake):
     failed = None
     try:
         trials = search_lambda(
-            method, store, validation, n, l0, params.settings, hyperparameters, seed, start
+            method, store, validation, n, l0, params.settings, params.hyperparameters, seed, start
         )
     except Failed as error:
         print(error)
@@ -37,11 +35,11 @@ with job(snakemake):
     keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": seed}
     last = {
         "training_tokens": params.settings["tokens"],
-        "learning_rate": hyperparameters["learning_rate"],
+        "learning_rate": params.hyperparameters["learning_rate"],
         "corpus_sha256": store.manifest["corpus_sha256"],
         "model_sha256": store.manifest["model_sha256"],
         "version": __version__,
     }
-    what = setting(store.manifest, params.settings, hyperparameters)
+    what = setting(store.manifest, params.settings, params.hyperparameters)
     table = trials.head(1).reindex([0]).assign(trials=len(trials), failed=failed, setting=what)
     tidy.write(tidy.arrange(table, keys, last), snakemake.output[0])

@@ -24,9 +24,8 @@ with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
     use_precision(params.settings)
     store = ActivationStore(snakemake.input.train, available_device())
-    level = (params.n, int(snakemake.wildcards.l0))
-    keys = {"run": params.run, "method": method, "seed": 0}
-    keys |= dict(zip(("n", "l0_target"), level, strict=True))
+    n, l0 = level = params.n, int(snakemake.wildcards.l0)
+    keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": 0}
     hyperparameters = params.hyperparameters
     validation = ActivationStore(snakemake.input.validation, available_device())
     base = snakemake.input.get("base")
@@ -35,7 +34,7 @@ with job(snakemake):
             trials = search_lambda(
                 method, store, validation, *level, params.settings, hyperparameters
             )
-            measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, level[1])}
+            measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, l0)}
         else:
             start = None
             if base:
