@@ -76,10 +76,10 @@ gpu: $(TEST_INSTALLED) $(PEERS)/installed ## on a GPU: kernel tests, speed, a mo
 test-peers: $(PEERS)/installed ## compare with SAELens, dictionary-learning and sparsify, in their own environment
 	$(PEERS)/bin/python -m pytest benchmarks/peers
 
-test-kill: $(INSTALLED) ## kill the smoke run twenty times, resume it, compare it with an undisturbed one (20 minutes)
+test-kill: $(INSTALLED) ## kill the smoke run twenty times, resume it, compare it with an undisturbed one (15 minutes)
 	python tests/kill/run.py
 
-test-slurm: $(INSTALLED) ## run the smoke configuration through a Slurm started here (root, Debian's slurm-wlm; 20 minutes)
+test-slurm: $(INSTALLED) ## run the smoke configuration through a Slurm started here (root, Debian's slurm-wlm; ten minutes)
 	$(PIP) -r requirements-slurm.lock
 	tests/slurm/run.sh
 
