@@ -128,11 +128,10 @@ def training_params(method):
     }
 
 
-def hyperparameters_of_level(wildcards):
-    """A method's hyperparameters at wildcards.n and wildcards.l0, each a number."""
-    method, reference_n = wildcards.method, config["sparsity_panel"]["n"]
+def hyperparameters_at(method, n, l0):
+    """A method's hyperparameters at a level, each a number."""
     own = l0config.hyperparameters(config, method, METHODS[method])
-    return l0config.at_level(own, int(wildcards.n), int(wildcards.l0), reference_n)
+    return l0config.at_level(own, int(n), int(l0), config["sparsity_panel"]["n"])
 
 
 def searched_lambda(method):
@@ -350,9 +349,8 @@ def candidate_changes(wildcards):
 
 def candidate_hyperparameters(wildcards):
     """All hyperparameters of a candidate, each a number."""
-    method, n = wildcards.method, config["sparsity_panel"]["n"]
-    own = l0config.hyperparameters(config, method, METHODS[method])
-    return {**l0config.at_level(own, n, int(wildcards.l0), n), **candidate_changes(wildcards)}
+    own = hyperparameters_at(wildcards.method, config["sparsity_panel"]["n"], wildcards.l0)
+    return {**own, **candidate_changes(wildcards)}
 
 
 # --- figures, tables, claims

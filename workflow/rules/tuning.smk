@@ -69,7 +69,9 @@ rule search_lambda:
     params:
         run=config["run"],
         settings=config["training"],
-        hyperparameters=hyperparameters_of_level,
+        hyperparameters=lambda wildcards: hyperparameters_at(
+            wildcards.method, wildcards.n, wildcards.l0
+        ),
     message:
         "Lambda: which gives {wildcards.method} {wildcards.n} latents, L0 {wildcards.l0}, seed {wildcards.seed}"
     script:
