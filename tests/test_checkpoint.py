@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_training import HYPERPARAMETERS, SETTINGS, STORE, N
 
+from l0plane import training
 from l0plane.activation_store import ActivationStore
 from l0plane.checkpoint import Checkpoint
 from l0plane.files import read_json, sha256, write_json
@@ -18,6 +19,12 @@ from l0plane.training import Training, train_together
 STEPS = 60
 TOGETHER = SETTINGS | {"tokens": STEPS * 256, "dead_after_tokens": 1000}
 METHODS = ("topk", "batch_topk", "relu")
+
+
+@pytest.fixture(autouse=True)
+def step_by_step(monkeypatch):
+    """A save may come after any step."""
+    monkeypatch.setattr(training, "TURN_FLOATS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +160,7 @@ def test_a_checkpoint_from_before_an_edit_of_the_method_is_not_taken(store, monk
 
 def main(directory, checkpoint):
     """The training that is killed: it saves after every step and says so."""
+    training.TURN_FLOATS = 1
     store = ActivationStore(directory)
     parts = trainings(store)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from l0plane import kernels
+from l0plane import kernels, training
 from l0plane.autoencoder import Failed
 from l0plane.checkpoint import Checkpoint
 from l0plane.methods import METHODS
@@ -165,7 +165,8 @@ def test_one_that_fails_leaves_the_others_of_its_stream_as_they_would_be_alone(t
     assert [bool(t.failed) for t in again] == [False, True, False]
 
 
-def test_seeds_that_are_trained_together_have_their_own_batches_each(tmp_path):
+def test_seeds_that_are_trained_together_have_their_own_batches_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "TURN_FLOATS", 1 << 13)  # some batches, not all
     settings = SETTINGS | {"tokens": 5120}
 
     def trainings(*seeds):
@@ -174,7 +175,7 @@ def test_seeds_that_are_trained_together_have_their_own_batches_each(tmp_path):
 
     class Stopping(Checkpoint):
         def save_if_due(self, parts):
-            if parts[0].done == 7:
+            if parts[0].done == 8:
                 self.save(parts)
                 raise KeyboardInterrupt
 

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
@@ -30,6 +31,9 @@ from l0plane.trainer import Taken, Trainer
 
 INITIALISATION_ROWS = 8192
 LOG_LINES = 50
+#: Floats of the batches that one training takes in a row before the next has its turn (2 MiB):
+#: small ones find their parameters and moments still in the cache, which those of all do not fit.
+TURN_FLOATS = 1 << 19
 #: Of the training log: where it stands, and means over the batches since the row before.
 LOG_COLUMNS = MEASURED["training"]
 #: What is said of an autoencoder that uses none of its latents.
@@ -72,6 +76,7 @@ class Training:
     Attributes:
         seed: see above.
         batch_tokens: activations in a batch.
+        d: the width of an activation.
         steps: how many batches there are to be.
         seconds: what it took so far, its share of the waiting for batches included; on a GPU by
             the device's clock, from where it has the batch.
@@ -111,6 +116,7 @@ class Training:
             base = base.each_latent(ranks.latents).to(sample.device)
             self._method.base = base  # type: ignore[attr-defined]
         self._sample = sample
+        self.d = sample.shape[1]
         generator = torch.Generator().manual_seed(seed)
         variance = (sample - sample.mean(0)).square().sum(1).mean().item()
         parameters = self._method.initialise(sample, n, generator)
@@ -267,7 +273,7 @@ def train_together(
     seed: int | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[Trained]:
-    """Take all `trainings` through their batches, step by step; then yield their results.
+    """Take all `trainings` through their batches, some at a time; then yield their results.
 
     Each becomes what it would have become alone; one that fails leaves the others alone. All have
     the same `training` settings.
@@ -296,15 +302,18 @@ def train_together(
     if done:
         print(f"going on after step {done} of {first.steps}", flush=True)
     courses = {order: batches(order, done) for order in sharing}
+    turn = max(1, TURN_FLOATS // (first.batch_tokens * first.d))
     while done < first.steps and not all(training.failed for training in trainings):
+        turn = min(turn, first.steps - done)
         for order, those in sharing.items():
             started = time.perf_counter()
-            x = next(courses[order])
+            taken = list(islice(courses[order], turn))
             waited = time.perf_counter() - started
             for training in those:
                 training.seconds += waited / len(those)
-                training.step(x)
-        done += 1
+                for x in taken:
+                    training.step(x)
+        done += turn
         if checkpoint is not None:
             checkpoint.save_if_due(trainings)
     for training in trainings:

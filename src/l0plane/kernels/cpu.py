@@ -246,10 +246,9 @@ def adam(
     unit_rows: bool,
 ) -> None:
     """As `reference.adam`, in one pass over memory."""
-    d = parameter.shape[-1]
 
     def rows(tensor: Tensor) -> np.ndarray:
-        return array(tensor).reshape(-1, d)
+        return array(tensor) if tensor.ndim == 2 else array(tensor)[None]
 
     _adam(
         rows(parameter),

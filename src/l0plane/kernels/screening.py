@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -33,16 +32,16 @@ class Screen(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, encoder: Tensor, offset: np.ndarray, cut: np.ndarray) -> Screen | None:
         """None if anything is not finite, or near to it: no margin holds there."""
-        rounded_x, norm_x, error_x = _rounded(x)
-        rounded, norm, error = _rounded(encoder)
-        w, off = norm.max(), error.max()
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = x.shape[1] * 2.0**-22 * norm_x * w
-            compared = 2.0**-22 * (np.abs(offset).max() + np.abs(cut).max())
-            margin = 1.001 * (error_x * (w + off) + norm_x * off + sums + compared) + 1e-30
-        if not (margin < 1e30).all():
-            return None
-        return cls(rounded_x, rounded, margin.astype(np.float32))
+        rounded_x, rounded = (torch.empty(m.shape, dtype=torch.bfloat16) for m in (x, encoder))
+        margin, holds = _margin(
+            array(x),
+            array(encoder),
+            offset,
+            cut,
+            rounded_x.view(torch.uint16).numpy(),
+            rounded.view(torch.uint16).numpy(),
+        )
+        return cls(rounded_x, rounded, margin) if holds else None
 
     def product(self, part: slice, tile: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Bits of the rounded product `[rows, n]`, in the tile's memory, and the rows' margins."""
@@ -51,18 +50,24 @@ class Screen(NamedTuple):
         return out.view(torch.uint16).numpy(), self.margin[part]
 
 
-def _rounded(matrix: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """A matrix in bfloat16; of each row its norm, and that of what rounding took."""
-    out = torch.empty(matrix.shape, dtype=torch.bfloat16)
-    norms, errors = np.empty((2, len(matrix)))
-    _round(array(matrix), out.view(torch.uint16).numpy(), norms, errors)
-    lost = 2.0**-63 * math.sqrt(matrix.shape[1])  # at most, in squares too small for float32
-    return out, norms + lost, errors + lost
+@njit(cache=True)
+def _margin(x, encoder, offset, cut, rounded_x, rounded):
+    """Write both rounded matrices; return the margins `[rows]`, and whether they hold."""
+    norm_x, error_x = _round(x, rounded_x)
+    norm, error = _round(encoder, rounded)
+    w, off = norm.max(), error.max()
+    sums = x.shape[1] * 2.0**-22 * norm_x * w
+    compared = 2.0**-22 * (np.abs(offset).max() + np.abs(cut).max())
+    margin = 1.001 * (error_x * (w + off) + norm_x * off + sums + compared) + 1e-30
+    return margin.astype(np.float32), np.all(margin < 1e30)
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
-def _round(matrix, out, norms, errors):
+def _round(matrix, out):
+    """Write a matrix in bfloat16; return each row's norm, and that of what rounding took."""
     d = matrix.shape[1]
+    lost = 2.0**-63 * np.sqrt(d)  # at most, in squares too small for float32
+    norms, errors = np.empty(len(matrix)), np.empty(len(matrix))
     for r in prange(len(matrix)):
         bits, target = matrix[r].view(np.uint32), out[r]
         raw = np.empty(d, np.uint32)
@@ -76,5 +81,6 @@ def _round(matrix, out, norms, errors):
         for c in range(d):
             norm += value[c] * value[c]
             error += (value[c] - rounded[c]) * (value[c] - rounded[c])
-        norms[r] = np.sqrt(norm)
-        errors[r] = np.sqrt(error)
+        norms[r] = np.sqrt(norm) + lost
+        errors[r] = np.sqrt(error) + lost
+    return norms, errors
