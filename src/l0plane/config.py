@@ -239,7 +239,10 @@ def candidates(config: Config, facts: Config) -> dict[str, dict[str, float]]:
 
 
 def residual_width(config: Config) -> int | None:
-    """The width of the activations where a file says it and the hook is in the residual stream."""
+    """The width of the activations in the residual stream, where something says it.
+
+    The model's own file does, or for one on the hub the configuration.
+    """
     model = config["language_model"]
     if "resid" not in model["hook"]:
         return None
@@ -247,7 +250,7 @@ def residual_width(config: Config) -> int | None:
         return config["language_model_training"]["width"]
     file = Path(model["path"], model_directory.CONFIG_FILE)
     facts = read_json(file) if file.exists() else {}
-    return _count(model, facts, "n_embd", "hidden_size")
+    return _count(model, facts, "n_embd", "hidden_size") or model.get("width")
 
 
 def check_token_supply(config: Config, contexts: dict[str, int]) -> None:

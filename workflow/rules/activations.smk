@@ -15,9 +15,7 @@ rule activations:
         "../../environment.yml"
     threads: 8
     resources:
-        **language_model_resources(
-            config["activations"]["train_tokens"] + config["activations"]["validation_tokens"]
-        ),
+        **activations_resources(),
     params:
         activations=config["activations"],
         language_model=config["language_model"],

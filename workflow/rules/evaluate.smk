@@ -20,7 +20,7 @@ for method in SERIES:
             "../../environment.yml"
         threads: 1
         resources:
-            **evaluation_resources(method),
+            **evaluation_resources(),
         params:
             **measurement_params(method),
         message:

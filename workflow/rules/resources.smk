@@ -1,13 +1,13 @@
 """What a job asks of a cluster beside its threads; on one machine nothing depends on it."""
 
 import math
+from pathlib import Path
 
 from l0plane import memory
+from l0plane.files import matching_files
 
-# Where a model is on the hub, its width is not known before it is there: as wide as they get.
+# Where nothing says how wide a model is: as wide as they get.
 WIDTH = l0config.residual_width(config) or 4096
-# Of the text in memory, about: a web page of OpenWebText has 5 kB. The embedded text has 30 MB.
-TEXT_MB = config["corpus"].get("documents", 6000) * 5 // 1000
 # Processes that train one autoencoder, and how many of them hold all of it.
 PROCESSES = config["execution"]["processes"]
 COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
@@ -15,10 +15,44 @@ COPIES = 1 if config["execution"]["shard_latents"] else PROCESSES
 BATCH = memory.of_batch(config["training"]["batch_tokens"], WIDTH)
 
 
-def minutes(products):
-    """A run time limit that a slow machine keeps: half an hour, and so many multiplications."""
-    per_minute = 60 * (5e12 if config["gpus"] else 5e9)
-    return 30 + math.ceil(products / per_minute)
+def text_mb():
+    """Megabytes of the text in memory, about.
+
+    A web page of OpenWebText has 5 kB, the embedded text 30 MB; Parquet is compressed.
+    """
+    corpus = config["corpus"]
+    if corpus["source"] != "files":
+        return corpus.get("documents", 6000) * 5 // 1000
+    found = [path for pattern in corpus["paths"] for path in matching_files(pattern)]
+    return (
+        sum(path.stat().st_size * (3 if path.suffix == ".parquet" else 1) for path in found)
+        // 10**6
+    )
+
+
+TEXT_MB = text_mb()
+
+
+def model_numbers():
+    """How many weights the language model has; of one on the hub those of twelve such layers."""
+    own, model = config["language_model_training"], config["language_model"]
+    if model["path"] == l0config.TRAINED:
+        return own["width"] * (12 * own["layers"] * own["width"] + own["vocabulary"])
+    weights = sum(path.stat().st_size for path in Path(model["path"]).glob("*.safetensors"))
+    # Two bytes each, or four.
+    return weights // 2 or WIDTH * (144 * WIDTH + 50257)
+
+
+MODEL = model_numbers()
+
+
+def minutes(products, on_cpu=0):
+    """A run time limit that a slow machine keeps: half an hour, and so many multiplications.
+
+    Those `on_cpu` are done there even where there is a GPU.
+    """
+    cpu, gpu = 60 * 5e9, 60 * 5e12
+    return 30 + math.ceil(products / (gpu if config["gpus"] else cpu) + on_cpu / cpu)
 
 
 def held(sizes, processes):
@@ -43,6 +77,7 @@ def training_resources(
     seeds = len({level.seed for level in together}) or 1
     shards = 8 * WIDTH * config["activations"]["shard_tokens"] * seeds
     products = 3 * trainings * tokens * WIDTH
+    one_node = {"nodes": 1} if config["gpus"] * processes else {}
 
     def sizes(wildcards):
         return [level.n for level in together] or [int(n or wildcards.n)]
@@ -52,17 +87,28 @@ def training_resources(
         + (held(sizes(wildcards), processes) + shards) // 10**6,
         "runtime": lambda wildcards: minutes(products * sum(sizes(wildcards))),
         "gpu": config["gpus"] * processes,
+        **one_node,
     }
 
 
-def language_model_resources(tokens, products=0):
-    """The same of a job that runs the language model on `tokens`, and `products` beside."""
-    weights = 144 * WIDTH**2  # of twelve layers
+def language_model_resources(tokens, products=0, held=0, on_cpu=0):
+    """The same of a job that runs the language model on `tokens`, and `products` beside.
+
+    And holds so many bytes beside the model.
+    """
     return {
-        "mem_mb": 4000 + 4 * weights // 10**6,
-        "runtime": minutes(tokens * weights + products),
+        "mem_mb": 4000 + (8 * MODEL + held) // 10**6,
+        "runtime": minutes(tokens * MODEL + products, on_cpu),
         "gpu": config["gpus"],
     }
+
+
+def activations_resources():
+    """The same of storing activations: all contexts, which shard each goes to, a shard twice."""
+    own = config["activations"]
+    tokens = own["train_tokens"] + own["validation_tokens"]
+    held = 10**6 * TEXT_MB + 24 * tokens + 12 * WIDTH * own["shard_tokens"]
+    return language_model_resources(tokens, held=held)
 
 
 def language_model_training_resources():
@@ -81,15 +127,23 @@ def text_resources(minutes):
     return {"mem_mb": 4000 + 4 * TEXT_MB, "runtime": minutes}
 
 
-def evaluation_resources(method):
-    """The same of everything that is measured on one method's autoencoders."""
+def evaluation_resources():
+    """The same of everything that is measured on one method's autoencoders.
+
+    Codes are refined, and cut at each k', on the CPU: of a quarter of the latents, say, the
+    products with the rows that are measured. Held are an autoencoder, these rows in a few forms,
+    what the untouched model predicts (1 GiB) and the values that are refined.
+    """
     levels = l0config.levels(config)
-    passes = len(levels) + config["progressive"]["points"] * len(
-        l0config.panel_levels(config, "progressive")
-    )
-    tokens = passes * config["evaluation"]["contexts"] * config["language_model"]["context"]
+    cut = l0config.panel_levels(config, "progressive")
+    refined = l0config.panel_levels(config, "refinement")
+    rows = config["evaluation"]["contexts"] * config["language_model"]["context"]
+    tokens = rows * (len(levels) + config["progressive"]["points"] * len(cut))
     n = max(level.n for level in levels)
-    return language_model_resources(tokens, 2 * tokens * n * WIDTH)
+    on_cpu = rows * n * WIDTH * (len(cut) + len(refined)) // 4
+    active = max((level.l0 for level in refined), default=0)
+    held = 2**31 + 8 * n * WIDTH + rows * (20 * WIDTH + 32 * active)
+    return language_model_resources(tokens, 2 * tokens * n * WIDTH, held, on_cpu)
 
 
 def group_resources(group):
@@ -106,4 +160,5 @@ def group_resources(group):
         **of_model,
         "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + trainings,
         "gpu": PROCESSES * of_model["gpu"],
+        **({"nodes": 1} if of_model["gpu"] else {}),
     }
