@@ -10,6 +10,7 @@ from l0plane.autoencoder import Failed
 from l0plane.files import UserError
 from l0plane.lambdas import (
     CLOSE,
+    Progress,
     error_at,
     next_lambda,
     read_lambda,
@@ -58,17 +59,20 @@ def test_a_search_whose_l0_does_not_answer_ends(l0, hopeless):
     assert unanswered([{"l0": value} for value in l0], 16) == hopeless
 
 
-class Store:
+class Validation:
     """The synthetic activations as a validation store."""
 
     tokens = 2048
+
+    def __init__(self):
+        self.manifest = {"validation": True}
 
     def sample(self, rows):
         return STORE.sample(rows)
 
 
 def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
-    trials = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    trials = search_lambda("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
     assert trials["l0"][0] == pytest.approx(5, rel=CLOSE)
     assert list(trials.columns) == ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
 
@@ -76,23 +80,63 @@ def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
 def test_a_search_from_a_lambda_with_which_the_training_fails_begins_anew(monkeypatch):
     train = lambdas.train
 
-    def failing(*arguments):
+    def failing(*arguments, **kept):
         if arguments[-1].get("lambda") == 123.0:
             raise Failed("exploded")
-        return train(*arguments)
+        return train(*arguments, **kept)
 
     monkeypatch.setattr(lambdas, "train", failing)
-    arguments = ("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    arguments = ("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
     found = search_lambda(*arguments, start=123.0)
     pd.testing.assert_frame_equal(found, search_lambda(*arguments))
 
 
+def test_a_killed_search_goes_on_after_the_trainings_that_ended(tmp_path, monkeypatch):
+    arguments = ("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
+    whole = search_lambda(*arguments)
+    train, done = lambdas.train, []
+
+    def killed(*arguments, **kept):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(arguments[-1].get("lambda"))
+        return train(*arguments, **kept)
+
+    monkeypatch.setattr(lambdas, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search_lambda(*arguments, progress=Progress(tmp_path / "search", 0))
+    again = []
+    monkeypatch.setattr(
+        lambdas,
+        "train",
+        lambda *a, **kept: (again.append(a[-1].get("lambda")), train(*a, **kept))[1],
+    )
+    progress = Progress(tmp_path / "search", 0)
+    pd.testing.assert_frame_equal(search_lambda(*arguments, progress=progress), whole)
+    assert not {*done} & {*again}
+    # Of another search nothing is taken.
+    other = search_lambda(*arguments[:4], 4, *arguments[5:], progress=progress)
+    assert other["l0"][0] == pytest.approx(4, rel=CLOSE)
+    progress.remove()
+    assert not (tmp_path / "search").exists()
+
+
+def test_what_a_killed_search_left_half_written_is_not_used(tmp_path):
+    arguments = ("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
+    progress = Progress(tmp_path, 0)
+    whole = search_lambda(*arguments, progress=progress)
+    text = (tmp_path / "trials.json").read_text()
+    (tmp_path / "trials.json").write_text(text.replace("0.", "1.", 1))
+    found = search_lambda(*arguments, progress=Progress(tmp_path, 0))
+    pd.testing.assert_frame_equal(found, whole)
+
+
 def test_a_search_that_starts_from_the_right_lambda_ends_with_it():
-    first = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    first = search_lambda("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
     start = first["lambda"][0]
-    again = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS, start=start)
+    again = search_lambda("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS, start=start)
     assert list(again["lambda"]) == [start]
-    other = search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS, 1, start)
+    other = search_lambda("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS, 1, start)
     assert other["lambda"].iloc[0] == pytest.approx(start, rel=0.5)
     assert other["nmse"].iloc[0] != again["nmse"].iloc[0]
 
@@ -101,14 +145,14 @@ def test_a_steered_training_that_lost_its_way_says_nothing_about_lambda(monkeypa
     lost = pd.DataFrame({"lambda": [1e-3, 5.0, 5.0, 1e-6], "l0": [50.0, 9.0, 2.0, 2.0]})
     tried = []
 
-    def trained(*arguments):
+    def trained(*arguments, **_):
         tried.append(arguments[-1].get("lambda"))
         return None, lost, {}
 
     monkeypatch.setattr(lambdas, "train", trained)
     reached = dict.fromkeys(lambdas.TRIED[1:], 0.1) | {"l0": 5.0}
     monkeypatch.setattr(lambdas, "validate", lambda *_: reached)
-    search_lambda("relu", STORE, Store(), N, 5, SETTINGS, HYPERPARAMETERS)
+    search_lambda("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
     assert tried[:2] == [None, PenaltyController.START]
 
 
@@ -120,7 +164,7 @@ def winding(monkeypatch, steered):
     """`search_lambda` where L0 is `WINDING` and the error grows with lambda; all lambdas tried."""
     tried = []
 
-    def trained(*arguments):
+    def trained(*arguments, **_):
         tried.append(arguments[-1].get("lambda"))
         return tried[-1], pd.DataFrame({"lambda": [steered] * 2, "l0": [16.0] * 2}), {}
 
@@ -135,7 +179,7 @@ def winding(monkeypatch, steered):
 
 def test_of_the_lambdas_that_give_an_l0_the_least_is_found(monkeypatch):
     tried = winding(monkeypatch, steered=0.183)
-    found = search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS)
+    found = search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS)
     assert tried[1] == 0.183  # whose L0 is 16 exactly, but not its error the least
     assert abs(found["l0"][0] / 16 - 1) < CLOSE
     assert 0.01 < found["lambda"][0] < 0.03
@@ -144,13 +188,13 @@ def test_of_the_lambdas_that_give_an_l0_the_least_is_found(monkeypatch):
 
 def test_where_l0_falls_with_lambda_one_training_shows_it(monkeypatch):
     tried = winding(monkeypatch, steered=0.02)
-    search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS)
+    search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS)
     assert tried[1:] == pytest.approx([0.02, 0.01])
 
 
 def test_the_search_for_another_seed_stays_where_it_begins(monkeypatch):
     tried = winding(monkeypatch, steered=None)
-    search_lambda("relu", STORE, Store(), N, 16, SETTINGS, HYPERPARAMETERS, 1, start=0.183)
+    search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS, 1, start=0.183)
     assert tried == [0.183]
 
 

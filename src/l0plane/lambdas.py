@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import pandas as pd
 
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
-from l0plane.autoencoder import Failed
-from l0plane.files import UserError
+from l0plane.autoencoder import Autoencoder, Failed
+from l0plane.checkpoint import Checkpoint
+from l0plane.files import UserError, read_sealed, sealed, write_json
 from l0plane.penalty import TRIALS, PenaltyController
-from l0plane.training import train
+from l0plane.training import code_of, train
 from l0plane.tuning import L0_TOLERANCE, validate
 
 #: A lambda gives the L0 if it comes as close as this (relative); `TRIALS` trainings are the most.
@@ -46,6 +48,52 @@ _APART |= {"learning_rate", "lambda"}
 TRIED = ["lambda", "nmse", "nmse_se", "l0", "dead_fraction"]
 
 
+class Progress:
+    """What a search has found so far, on disk: one that was killed goes on from there.
+
+    Args:
+        directory: where it lies; nothing else may be there.
+        minutes: least time between two saves of the training that is going on.
+    """
+
+    def __init__(self, directory: str | Path, minutes: float):
+        self.directory = Path(directory)
+        self.checkpoint = Checkpoint(self.directory / "training", minutes)
+        self.subject = ""
+        self.found: dict[str, dict[str, float]] = {}
+
+    def begin(self, subject: dict[str, Any]) -> None:
+        """Read what an earlier try found, if it was a search of the same subject."""
+        text = json.dumps(subject, sort_keys=True, default=str)
+        self.subject = hashlib.sha256(text.encode()).hexdigest()
+        try:
+            saved = read_sealed(self._file)
+            if saved["subject"] == self.subject:
+                self.found = saved["found"]
+                print(f"going on after {len(self.found)} trainings of the search", flush=True)
+        except (UserError, KeyError, TypeError):  # none, or not whole
+            pass
+
+    def once(
+        self, name: str, measure: Callable[[Checkpoint], dict[str, float]]
+    ) -> dict[str, float]:
+        """What `measure` gives; if it was measured before, what it gave."""
+        if name not in self.found:
+            self.found[name] = measure(self.checkpoint)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, sealed({"subject": self.subject, "found": self.found}))
+            self.checkpoint.remove()
+        return self.found[name]
+
+    def remove(self) -> None:
+        """Forget it: the search is finished and its result is written."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def _file(self) -> Path:
+        return self.directory / "trials.json"
+
+
 def search_lambda(
     method: str,
     store: ActivationStore,
@@ -56,6 +104,7 @@ def search_lambda(
     hyperparameters: dict[str, Any],
     seed: int = 0,
     start: float | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Train a penalty method with one constant lambda after another until its L0 is `l0`.
 
@@ -75,6 +124,8 @@ def search_lambda(
         seed: of the trainings.
         start: the first lambda, such as the one that was found for another seed; the search does
             not look below what it finds. If its training fails, it begins as without.
+        progress: where a killed search has left its trainings, if it has; it is written from now
+            on. Its owner removes it when the result is safe.
 
     Returns:
         One row per training: `lambda` and what `validate` measures. First the one that was found:
@@ -85,12 +136,28 @@ def search_lambda(
     Raises:
         Failed: as `train` does, if not one training went through.
     """
+    if progress is not None:
+        facts = [settings, hyperparameters, store.manifest, validation.manifest]
+        progress.begin({"search": [method, n, l0, seed, *facts], "code": code_of(method)})
+
+    def once(name: str, fixed: dict[str, Any], measure: Callable[..., dict[str, float]]) -> Any:
+        """What is measured of a training with these hyperparameters, in this or an earlier try."""
+
+        def trained(checkpoint: Checkpoint | None = None) -> dict[str, float]:
+            arguments = (method, store, n, l0, seed, settings, fixed)
+            return measure(*train(*arguments, checkpoint=checkpoint)[:2])
+
+        return trained() if progress is None else progress.once(name, trained)
+
+    def late(_: Autoencoder, log: pd.DataFrame) -> dict[str, float]:
+        rows = log.iloc[len(log) // 2 :]
+        return {"log_lambda": float(np.log(rows["lambda"]).mean()), "l0": float(rows["l0"].mean())}
+
     factor = start
     if factor is None:
-        _, log, _ = train(method, store, n, l0, seed, settings, hyperparameters)
-        late = log.iloc[len(log) // 2 :]
-        factor = math.exp(np.log(late["lambda"]).mean())
-        if abs(math.log(max(late["l0"].mean() / l0, 1e-9))) > math.log(LOST):
+        steered = once("steered", hyperparameters, late)
+        factor = math.exp(steered["log_lambda"])
+        if abs(math.log(max(steered["l0"] / l0, 1e-9))) > math.log(LOST):
             # Its lambda overshot and killed latents. From below, the search comes to the least
             # lambda that gives the L0: larger ones can give it too, often with a larger error.
             factor = PenaltyController.START
@@ -98,15 +165,16 @@ def search_lambda(
     while factor is not None and len(trials) < TRIALS:
         fixed = {**hyperparameters, "lambda": factor}
         try:
-            autoencoder, _, _ = train(method, store, n, l0, seed, settings, fixed)
+            measured = once(repr(factor), fixed, lambda found, _: validate(found, validation))
         except Failed:
             if trials:
                 break
             if start is None:
                 raise
             print(f"lambda {factor:.4g}, found for another seed, fails with this one", flush=True)
-            return search_lambda(method, store, validation, n, l0, settings, hyperparameters, seed)
-        trials.append({"lambda": factor, **validate(autoencoder, validation)})
+            arguments = (method, store, validation, n, l0, settings, hyperparameters, seed)
+            return search_lambda(*arguments, progress=progress)
+        trials.append({"lambda": factor, **measured})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
         factor = following(trials, l0, below=start is None)
     table = pd.DataFrame(trials, columns=TRIED)

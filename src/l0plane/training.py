@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from l0plane import __version__, penalty, trainer
+from l0plane import __version__, activation_store, distributed, penalty, trainer
 from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
 from l0plane.distributed import ALONE, REPLICATED, Ranks
@@ -108,7 +108,7 @@ class Training:
             "hyperparameters": hyperparameters,
             "base": None if base is None else base.digest(),
             "version": __version__,
-            "code": _code(METHODS[name]),
+            "code": code_of(name),
         }
         self._method = METHODS[name](l0, hyperparameters)
         self._method.ranks = ranks
@@ -316,6 +316,7 @@ def train_together(
         done += turn
         if checkpoint is not None:
             checkpoint.save_if_due(trainings)
+    courses.clear()  # a stream's buffer is not to lie beside that of the estimates' batches
     for training in trainings:
         trained = training.finish(batches(training.seed if seed is None else seed))
         if training.failed:
@@ -332,10 +333,12 @@ def train(
     settings: dict[str, Any],
     hyperparameters: dict[str, Any],
     base: Autoencoder | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Autoencoder, pd.DataFrame, dict[str, Any]]:
     """Train one autoencoder on the device where the store's activations are.
 
-    Arguments as for `Training`; `store` gives the sample, and the batches in the order of `seed`.
+    Arguments as for `Training` and `train_together`; `store` gives the sample, and the batches in
+    the order of `seed`.
 
     Raises:
         Failed: it could not go on, or ended with all latents dead; says at which step (of the
@@ -343,7 +346,7 @@ def train(
     """
     sample = store.sample(INITIALISATION_ROWS)
     training = Training(name, sample, n, l0, seed, settings, hyperparameters, base)
-    ((autoencoder, log, facts),) = train_together([training], store)
+    ((autoencoder, log, facts),) = train_together([training], store, checkpoint=checkpoint)
     if autoencoder is None:
         raise Failed(f"{training.title}: {training.failed}")
     return autoencoder, log, facts
@@ -357,13 +360,15 @@ def _schedule(step: int, steps: int, settings: dict[str, Any]) -> float:
     return min(rising, falling)
 
 
-def _code(method: type) -> str:
+def code_of(method: str) -> str:
     """SHA-256 of the source that a training runs: a checkpoint from before an edit is not its own.
 
     Of the kernels it is not: they are all exact.
     """
-    names = [cls.__module__ for cls in method.__mro__ if cls.__module__ not in ("abc", "builtins")]
-    modules = [*(sys.modules[name] for name in names), penalty, trainer, sys.modules[__name__]]
+    classes = METHODS[method].__mro__
+    names = [cls.__module__ for cls in classes if cls.__module__ not in ("abc", "builtins")]
+    own = [activation_store, distributed, penalty, trainer, sys.modules[__name__]]
+    modules = [*(sys.modules[name] for name in names), *own]
     source = "".join(map(inspect.getsource, modules))
     return hashlib.sha256(source.encode()).hexdigest()
 

@@ -2,7 +2,8 @@
 
 Reads stored activations; trains at one of the L0s that the configuration's tuning section gives and
 writes one row with the errors on the validation activations, at equal L0: a penalty's lambda is
-searched for anew, since it depends on the learning rate. A training that fails is a row too.
+searched for anew, since it depends on the learning rate. A training that fails is a row too. A job
+that was killed goes on from what lies beside its log.
 """
 
 import math
@@ -13,10 +14,11 @@ import pandas as pd
 from l0plane import __version__, tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
+from l0plane.checkpoint import Checkpoint
 from l0plane.device import available_device, use_precision
 from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
-from l0plane.lambdas import TRIED, error_at, search_lambda
+from l0plane.lambdas import TRIED, Progress, error_at, search_lambda
 from l0plane.training import train
 from l0plane.tuning import validate
 
@@ -29,10 +31,14 @@ with job(snakemake):
     hyperparameters = params.hyperparameters
     validation = ActivationStore(snakemake.input.validation, available_device())
     base = snakemake.input.get("base")
+    place = Path(snakemake.log[0]).with_suffix(".checkpoint")
+    minutes = snakemake.config["execution"]["checkpoint_minutes"]
+    progress = (Progress if params.penalised else Checkpoint)(place, minutes)
     try:
         if params.penalised:
             trials = search_lambda(
-                method, store, validation, *level, params.settings, hyperparameters
+                *(method, store, validation, *level, params.settings, hyperparameters),
+                progress=progress,
             )
             measured = trials.iloc[0].to_dict() | {"nmse": error_at(trials, l0)}
         else:
@@ -41,7 +47,8 @@ with job(snakemake):
                 with rebuilt_by_the_run(Path(base[0]).parent):
                     start = Autoencoder.load(Path(base[0]).parent)
             autoencoder, _, _ = train(
-                method, store, *level, 0, params.settings, hyperparameters, base=start
+                *(method, store, *level, 0, params.settings, hyperparameters),
+                *(start, progress),
             )
             measured = {"lambda": math.nan, **validate(autoencoder, validation)}
     except Failed as error:
@@ -57,3 +64,4 @@ with job(snakemake):
         "version": __version__,
     }
     tidy.write(tidy.arrange(pd.DataFrame([row]), keys, last), snakemake.output[0])
+    progress.remove()
