@@ -143,6 +143,27 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(tmp_path, store, 
     assert trained[0].autoencoder.digest() == run(store, None)[0].autoencoder.digest()
 
 
+def test_a_save_for_which_the_disk_was_too_full_leaves_the_last_one_and_no_more(
+    tmp_path, store, monkeypatch
+):
+    parts = interrupted(store, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    written = []
+
+    def full(tensors, path):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        save_file(tensors, path)
+
+    monkeypatch.setattr("l0plane.checkpoint.save_file", full)
+    again = Checkpoint(tmp_path, 0)
+    again.saves = 1  # as the one that was interrupted
+    again.save(parts)
+    assert written
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("skip", [0, 1, 7, 13, 32, 50])
 def test_batches_from_the_middle_are_those_of_the_whole(store, skip):
     whole = list(store.batches(300, 60 * 300, 4))

@@ -92,7 +92,7 @@ def test_saelens_top_k_that_weighs_latents_by_their_decoder(tmp_path):
     agree("saelens", saelens(tmp_path / "sae", SAELENS, **config), z, x_hat)
 
 
-@pytest.mark.parametrize("function", ["relu", "topk"])
+@pytest.mark.parametrize("function", [None, "relu", "topk"])
 def test_saelens_before_version_6(tmp_path, function):
     v = (RAW - SAELENS["b_dec"]) @ SAELENS["W_enc"] + SAELENS["b_enc"]
     z = top_k(v) if function == "topk" else relu(v)
@@ -102,6 +102,8 @@ def test_saelens_before_version_6(tmp_path, function):
         "normalize_activations": None,
         "hook_point": "blocks.0.hook_resid_pre",
     }
+    if function is None:  # at first there was no other
+        del config["activation_fn_str"]
     path = saelens(tmp_path / "sae", SAELENS | {"scaling_factor": torch.ones(N)}, **config)
     found = agree("saelens", path, z, z @ SAELENS["W_dec"] + SAELENS["b_dec"])
     assert found.hook == "blocks.0.hook_resid_pre"

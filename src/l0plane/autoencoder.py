@@ -398,11 +398,13 @@ def _of_today(config: dict[str, Any]) -> dict[str, Any]:
     """A SAELens configuration with its defaults, also one from before version 6."""
     function = config.get("activation_fn", config.get("activation_fn_str"))
     config = {"reshape_activations": "none", **config}
-    config["normalize_activations"] = config.get("normalize_activations") or "none"
+    scaled = config.get("normalize_activations") or "none"
+    # Before it had a name, `true` meant this one.
+    config["normalize_activations"] = "expected_average_only_in" if scaled is True else scaled
     if function == "topk":
         k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
         return config | {"architecture": "topk", "k": k}
-    return {"architecture": "standard", **config} if function == "relu" else config
+    return {"architecture": "standard", **config} if function in ("relu", None) else config
 
 
 def positive(config: dict[str, Any], key: str, file: Path) -> int:

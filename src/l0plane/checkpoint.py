@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,6 +113,9 @@ class Checkpoint:
                     old.unlink()
         except (OSError, SafetensorError) as error:
             print(f"{self.directory}: no checkpoint written ({error})", flush=True)
+            with suppress(OSError):  # the disk may be full: leave it no fuller than it was
+                for path in self.directory.glob(f"*{self.saves:06d}-*"):
+                    path.unlink()
         self.saved = time.monotonic()
 
     def remove(self) -> None:

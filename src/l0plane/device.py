@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +25,16 @@ def available_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # Of the ranks of one training each knows its own of those that their job has claimed.
-    if torch.cuda.device_count() > 1 and not _claims and "LOCAL_RANK" not in os.environ:
-        for index in _claim(1):
-            torch.cuda.set_device(index)
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        _choose()
     return torch.device("cuda")
+
+
+@cache
+def _choose() -> None:
+    """Once in a process: a free GPU is its own, if there is one."""
+    for index in _claim(1):
+        torch.cuda.set_device(index)
 
 
 def claim_for_ranks(count: int) -> None:

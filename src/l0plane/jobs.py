@@ -118,6 +118,9 @@ def job(snakemake: Any) -> Iterator[None]:
     threads = f"{snakemake.threads} thread{'s' * (snakemake.threads > 1)}"
     note(f"{time.ctime()}: {snakemake.rule}, l0plane {__version__}, {threads}")
     out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
+    asked, torch = getattr(snakemake, "resources", {}).get("gpu"), sys.modules.get("torch")
+    if asked and torch is not None and not torch.cuda.is_available():
+        print(f"gpus: {asked}, but PyTorch sees none here: this job runs on the CPU", file=out)
     try:
         with redirect_stdout(io.StringIO() if rank() else out), redirect_stderr(err):  # type: ignore
             try:

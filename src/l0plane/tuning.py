@@ -33,7 +33,8 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
         used[code.indices.long()] = True
         l0 += len(code.indices)
     error = torch.cat(errors)
-    variance = (x - x.mean(0)).square().sum(1)
+    mean = x.mean(0)
+    variance = torch.cat([(rows - mean).square().sum(1) for rows in x.split(4096)])
     nmse = (error.sum() / variance.sum()).item()
     spread = (error - nmse * variance).std().item()
     return {
