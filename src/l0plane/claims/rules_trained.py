@@ -162,8 +162,9 @@ def dead_latents(evidence: Evidence) -> list[Part]:
     )
     if tuning is None or "dead_fraction" not in tuning.columns:
         return [not_measured("", f"no dead latents by learning rate; needs {needed}")]
-    if "diverged" in tuning.columns:
-        tuning = tuning[~tuning["diverged"].astype(bool)]
+    for apart in ("diverged", "off_target"):  # these are not compared at equal L0
+        if apart in tuning.columns:
+            tuning = tuning[~tuning[apart].astype(bool)]
     tuning = tuning.dropna(subset=["dead_fraction"])
     setting = [key for key in ("n", "l0_target", "seed", "knob", "value") if key in tuning.columns]
     slopes: dict[str, float] = {}

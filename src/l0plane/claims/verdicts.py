@@ -107,7 +107,8 @@ def whole(parts: Sequence[Part]) -> Part:
         key=lambda part: (order.index(part.verdict), np.nan_to_num(part.slack, nan=-np.inf)),
     )
     detail = f"parts {counts}; the figures are those of {decisive.name}: {decisive.detail}"
-    return Part("", verdict, detail, decisive.effect, decisive.unit, decisive.low, decisive.high)
+    unit = f"{decisive.unit} ({decisive.name})"
+    return Part("", verdict, detail, decisive.effect, unit, decisive.low, decisive.high)
 
 
 def percent(log_ratio: np.ndarray) -> np.ndarray:
@@ -134,7 +135,6 @@ def judge_ratio(
 
 def spread(units: Sequence[Unit], percents: bool = False) -> str:
     """Each level's mean of log `units` (or of `percents`), and how many seeds stand behind it."""
-    seeds = len({unit.seed for unit in units})
     blocks = sorted({unit.block for unit in units})
     means = [
         float(np.mean([unit.values[0] for unit in units if unit.block == block]))
@@ -145,5 +145,9 @@ def spread(units: Sequence[Unit], percents: bool = False) -> str:
     levels = ", ".join(
         f"{mean:+.3g}% at {block:.4g}" for block, mean in zip(blocks, means, strict=True)
     )
-    repeated = len(units) > len(blocks)
-    return f"by level of L0: {levels}; {f'{seeds} seeds' if repeated else NO_REPEATS}"
+    seeds = [sum(unit.block == block for unit in units) for block in blocks]
+    if (most := max(seeds)) == 1:
+        return f"by level of L0: {levels}; {NO_REPEATS}"
+    found = zip(seeds, blocks, strict=True)
+    fewer = ", ".join(f"{count} at {block:.4g}" for count, block in found if count < most)
+    return f"by level of L0: {levels}; {most} seeds{fewer and f' ({fewer})'}"

@@ -14,6 +14,7 @@ from l0plane.figures.series import mean_over_seeds, require
 
 # Thin dark dashes over a broad line: where the two coincide, both can be seen.
 _LINES = {"topk": ("-", 2.6), "jumprelu": ("--", 1.0)}
+_OTHER_SEEDS = 0.8
 _LABELS = ("test-time TopK(k')", r"test-time JumpReLU($\theta$)")
 # Above 1 a reconstruction is worse than the mean activation: how much worse is of no interest.
 _WORST_NMSE = 2.0
@@ -27,7 +28,8 @@ def draw_progressive(
 
     A darker shade was trained at a higher L0; its marker is the training point. Solid lines keep
     the k' largest at test time, dashed ones all above a threshold; the dotted grey line joins the
-    training points. One seed a level, the first that was measured.
+    training points. They are of one seed, the first that was measured; thin lines keep the k'
+    largest of the others.
 
     What to see: whether a solid line keeps falling to the right of its marker (progressive) or
     turns up (C9, C10, C11, C13), whether dashed and solid coincide (C14, C15, C16), and whether a
@@ -40,8 +42,6 @@ def draw_progressive(
     require(curves, "curves", [*keys, "selection", "value", "l0", "nmse", "delta_ce"])
     require(autoencoders, "autoencoders", [*keys, "l0", "nmse", "delta_ce"])
     curves = curves[curves["n"] == n]
-    first = curves.groupby(["method", "l0_target"])["seed"].transform("min")
-    curves = curves[curves["seed"] == first]
     trained = autoencoders[autoencoders["n"] == n]
     styles = assign_styles(methods, curves["method"])
     looks = {m: look for m, look in styles.items() if m in set(curves["method"])}
@@ -65,7 +65,8 @@ def draw_progressive(
             style.powers_of_ten(axes[row, 0], highest=_WORST_NMSE if row == 0 else np.inf)
         else:
             style.empty(axes[row, 0], f"no curve with n = {n:,}")
-    style.legend_below(fig, _legend(levels), columns=4)
+    several = (curves.groupby(["method", "l0_target"])["seed"].nunique() > 1).any()
+    style.legend_below(fig, _legend(levels, several), columns=4)
     return fig
 
 
@@ -84,14 +85,19 @@ def _column(
     ax.plot(frontier["l0"], frontier["value"], color=style.GREY, linestyle=":", linewidth=1.2)
     rows = curves[(curves["method"] == method) & (curves["l0"] > 0)].copy()
     rows[metric] = style.drop_nonpositive(ax, rows[metric].to_numpy())
-    for level, points in rows.groupby("l0_target"):
+    for level, all_seeds in rows.groupby("l0_target"):
         color = shade(look.color, _position(level, levels))
+        first = all_seeds["seed"].min()
+        others = all_seeds[(all_seeds["seed"] != first) & (all_seeds["selection"] == "topk")]
+        for _, line in others.sort_values("l0").groupby("seed"):
+            ax.plot(line["l0"], line[metric], color=color, linewidth=_OTHER_SEEDS)
+        points = all_seeds[all_seeds["seed"] == first]
         for selection in _LINES:
             line = points[points["selection"] == selection].sort_values("l0")
             dash, width = _LINES[selection]
             line_color = color if dash == "-" else shade(look.color, 1)
             ax.plot(line["l0"], line[metric], color=line_color, linestyle=dash, linewidth=width)
-        own = trained[(trained["l0_target"] == level) & (trained["seed"] == points["seed"].iloc[0])]
+        own = trained[(trained["l0_target"] == level) & (trained["seed"] == first)]
         own = own[own[metric] > 0]
         ax.plot(
             own["l0"],
@@ -111,11 +117,14 @@ def _position(level: float, levels: list[float]) -> float:
     return float(np.interp(levels.index(level), [0, max(len(levels) - 1, 1)], [0.0, 0.55]))
 
 
-def _legend(levels: list[float]) -> list[Line2D]:
+def _legend(levels: list[float], several_seeds: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], color=style.GREY, ls=dash, lw=width, label=label)
         for (dash, width), label in zip(_LINES.values(), _LABELS, strict=True)
     ]
+    if several_seeds:
+        label = f"{_LABELS[0]}, other seeds"
+        handles.append(Line2D([], [], color=style.GREY, lw=_OTHER_SEEDS, label=label))
     handles.append(Line2D([], [], color=style.GREY, ls=":", label="trained at each level"))
     return handles + [
         style.method_handle(
