@@ -170,7 +170,8 @@ def test_ablations_by_transformers_alone(held_out, contexts):
 
 def test_parts_do_not_change_the_measurement(language_model, contexts, monkeypatch):
     whole = evaluate(autoencoder("relu"), HeldOut(language_model, contexts, True))[0]
-    monkeypatch.setattr("l0plane.evaluation.held_out.LOGIT_FLOATS", 7 * CONTEXT * 260)
+    floats = {"cpu": 7 * CONTEXT * 260}
+    monkeypatch.setattr("l0plane.evaluation.held_out.LOGIT_FLOATS", floats)
     in_parts = HeldOut(language_model, contexts, True)
     assert len(list(in_parts.parts())) == 5
     assert evaluate(autoencoder("relu"), in_parts)[0] == pytest.approx(whole, rel=1e-4)

@@ -14,12 +14,12 @@ from l0plane.evaluation.downstream import ablated_loss, cross_entropy
 from l0plane.language_model import LanguageModel
 from l0plane.preprocessing import Normalisation, normalise, restore
 
-#: Floats in one tensor of log-probabilities (32 MiB): beyond this, fresh memory costs more than
-#: the arithmetic.
-LOGIT_FLOATS = 1 << 23
-#: Floats of the untouched model's log-probabilities that are kept for the next autoencoder (1 GiB);
-#: those beyond are computed again.
-KEPT_FLOATS = 1 << 28
+#: Floats in one tensor of log-probabilities, by where they are. On a CPU (32 MiB), beyond this,
+#: fresh memory costs more than the arithmetic; a GPU (1 GiB) needs work enough for a pass.
+LOGIT_FLOATS = {"cpu": 1 << 23, "cuda": 1 << 28}
+#: Floats of the untouched model's log-probabilities that are kept for the next autoencoder (1 GiB,
+#: 8 GiB); those beyond are computed again.
+KEPT_FLOATS = {"cpu": 1 << 28, "cuda": 1 << 31}
 
 
 class Seen(NamedTuple):
@@ -81,7 +81,7 @@ class HeldOut:
     @property
     def _contexts_per_part(self) -> int:
         width = self.tokens.shape[1] * self.language_model.vocabulary
-        return max(1, LOGIT_FLOATS // width)
+        return max(1, LOGIT_FLOATS[self.language_model.device.type] // width)
 
     def parts(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
         """Split the contexts from `start` to `stop` (the end) into parts that one pass can hold."""
@@ -122,7 +122,7 @@ class HeldOut:
                 self.tokens[contexts], self.residual[contexts]
             )
             kept = sum(map(Tensor.numel, self._original.values()))
-            if kept + found.numel() > KEPT_FLOATS:
+            if kept + found.numel() > KEPT_FLOATS[found.device.type]:
                 return found
             self._original[key] = found
         return self._original[key]
