@@ -8,12 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import tidy as example
+import yaml
 from test_training import HYPERPARAMETERS, SETTINGS, STORE
 
+from l0plane import config as l0config
 from l0plane import tables
 from l0plane import tidy as columns
 from l0plane.claims import Tables, judge
@@ -159,3 +162,22 @@ def test_each_method_that_stands_on_its_own_pays_for_one_pass_of_the_language_mo
     assert cost.passes(config, methods)["streams"] == streams
     row = cost.table(config, methods, d=10, speed=1.0, model_speed=0.5).splitlines()[2]
     assert row.split()[:3] == ["streams", "8", f"{sum(streams) / 0.5 / 3600:,.1f}"]
+
+
+def test_what_gpt2_asks_of_a_cluster_fits_the_partitions_of_the_profile(cost):
+    config, _ = cost.read(ROOT / "config/gpt2.yaml")
+    rules = {"config": config, "l0config": l0config}
+    exec((ROOT / "workflow/rules/resources.smk").read_text(), rules)
+    there = yaml.safe_load((ROOT / "profiles/slurm/partitions.yaml").read_text())["partitions"]
+    levels = l0config.levels(config)
+    groups = [SimpleNamespace(streamed=streamed, levels=levels) for streamed in (True, False)]
+    for asked in (
+        rules["activations_resources"](),
+        rules["evaluation_resources"](),
+        *(rules["training_resources"](n=level.n, trainings=SEARCH) for level in levels),
+        *map(rules["group_resources"], groups),
+    ):
+        found = {name: value(None) if callable(value) else value for name, value in asked.items()}
+        assert found["runtime"] <= there["gpu"]["max_runtime"], found
+        assert found["mem_mb"] <= there["gpu"]["max_mem_mb"], found
+        assert found["gpu"] == found.get("nodes", 1) == 1
