@@ -162,6 +162,7 @@ def train(tmp_path):
         snakemake = Named(
             rule=f"train_{method}",
             threads=1,
+            resources=Named(),
             input=Named(activations=str(store), **inputs),
             output=Named(cfg=[str(place / "cfg.json") for place in places]),
             log=[str(tmp_path / f"{method}.log")],
@@ -223,7 +224,7 @@ MEASURED = {
 
 def script(name, **facts):
     """Run a script of the workflow in this process."""
-    snakemake = Named(rule=name, threads=1, log=[f"logs/{name}.log"], **facts)
+    snakemake = Named(rule=name, threads=1, resources=Named(), log=[f"logs/{name}.log"], **facts)
     runpy.run_path(str(SCRIPTS / f"{name}.py"), {"snakemake": snakemake})
 
 
