@@ -12,6 +12,7 @@ from l0plane.lambdas import (
     CLOSE,
     Progress,
     error_at,
+    following,
     next_lambda,
     read_lambda,
     search_lambda,
@@ -69,6 +70,18 @@ class Validation:
 
     def sample(self, rows):
         return STORE.sample(rows)
+
+
+def test_a_penalty_too_small_to_be_felt_is_not_the_end_of_a_search():
+    def trials(*pairs):
+        return [{"lambda": factor, "l0": l0} for factor, l0 in pairs]
+
+    felt = PenaltyController.START
+    silent = trials((3e-8, 68.4), (3e-7, 68.4), (3e-6, 68.41))
+    assert following(silent, 4, below=True) == felt
+    assert following([*silent, *trials((felt, 66.0))], 4, below=True) > felt
+    assert following(trials((0.3, 68.4), (3.0, 68.4), (30.0, 68.41)), 4, below=True) is None
+    assert following(trials((3e-6, 2.0), (3e-7, 1.9), (3e-8, 1.8)), 4, below=True) is None
 
 
 def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():

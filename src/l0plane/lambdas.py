@@ -196,7 +196,9 @@ def following(trials: list[dict[str, float]], l0: float, below: bool) -> float |
     found = [factor for factor, got in tried if _close(got, l0)]
     if not found:
         if unanswered(trials, l0):
-            return None
+            # So small a penalty, where steering left lambda, has nothing to say yet.
+            small = PenaltyController.START
+            return small if tried[-1][0] < small and tried[-1][1] > l0 else None
         return next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
     smaller = [(factor, got) for factor, got in tried if factor < found[0]]
     near = bool(smaller) and smaller[-1][0] > 0.99 * found[0] / PROBE
