@@ -134,6 +134,14 @@ def test_a_killed_search_goes_on_after_the_trainings_that_ended(tmp_path, monkey
     assert not (tmp_path / "search").exists()
 
 
+def test_a_search_that_cannot_write_what_it_found_goes_on(tmp_path, capsys):
+    arguments = ("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
+    (tmp_path / "file").touch()
+    found = search_lambda(*arguments, progress=Progress(tmp_path / "file/search", 1000))
+    assert found["l0"][0] == pytest.approx(5, rel=CLOSE)
+    assert "trials.json: not written" in capsys.readouterr().out
+
+
 def test_what_a_killed_search_left_half_written_is_not_used(tmp_path):
     arguments = ("relu", STORE, Validation(), N, 5, SETTINGS, HYPERPARAMETERS)
     progress = Progress(tmp_path, 0)

@@ -27,6 +27,12 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and what goes into JSON."""
 
 
+def subject_hash(subject: dict[str, Any]) -> str:
+    """A name for what a saved state is of."""
+    text = json.dumps(subject, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Resumable(Protocol):
     """Something whose state a checkpoint holds."""
 
@@ -61,8 +67,7 @@ class Checkpoint:
             subject: of what the state is: settings, hyperparameters, data. A save of another
                 subject, or one that is broken, is left alone and the next save replaces it.
         """
-        text = json.dumps(subject, sort_keys=True, default=str)
-        self.subject = hashlib.sha256(text.encode()).hexdigest()
+        self.subject = subject_hash(subject)
         if not (self.directory / STATE_FILE).exists():
             return
         try:

@@ -20,7 +20,7 @@ import pandas as pd
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder, Failed
-from l0plane.checkpoint import Checkpoint
+from l0plane.checkpoint import Checkpoint, subject_hash
 from l0plane.files import UserError, read_sealed, sealed, write_json
 from l0plane.penalty import TRIALS, PenaltyController
 from l0plane.training import code_of, train
@@ -64,8 +64,7 @@ class Progress:
 
     def begin(self, subject: dict[str, Any]) -> None:
         """Read what an earlier try found, if it was a search of the same subject."""
-        text = json.dumps(subject, sort_keys=True, default=str)
-        self.subject = hashlib.sha256(text.encode()).hexdigest()
+        self.subject = subject_hash(subject)
         try:
             saved = read_sealed(self._file)
             if saved["subject"] == self.subject:
@@ -80,8 +79,11 @@ class Progress:
         """What `measure` gives; if it was measured before, what it gave."""
         if name not in self.found:
             self.found[name] = measure(self.checkpoint)
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_json(self._file, sealed({"subject": self.subject, "found": self.found}))
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_json(self._file, sealed({"subject": self.subject, "found": self.found}))
+            except OSError as error:  # a full disk costs what could be gone on from, no more
+                print(f"{self._file}: not written ({error})", flush=True)
             self.checkpoint.remove()
         return self.found[name]
 

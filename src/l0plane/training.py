@@ -304,7 +304,6 @@ def train_together(
     courses = {order: batches(order, done) for order in sharing}
     turn = max(1, TURN_FLOATS // (first.batch_tokens * first.d))
     while done < first.steps and not all(training.failed for training in trainings):
-        turn = min(turn, first.steps - done)
         for order, those in sharing.items():
             started = time.perf_counter()
             taken = list(islice(courses[order], turn))
