@@ -196,6 +196,16 @@ def test_several_tiles_give_what_one_gives(monkeypatch):
         torch.testing.assert_close(ours, theirs, **close)
 
 
+def test_blocks_of_rows_give_what_one_gives(monkeypatch):
+    code, gradient = random_code(40, 50, 1), torch.randn(40, 8)
+    monkeypatch.setattr(cpu, "DENSE_SHARE", 1.0)
+    whole = cpu.transposed_product(code, gradient)
+    monkeypatch.setattr(cpu, "BLOCK_BYTES", gradient.nbytes // 3)
+    monkeypatch.setattr(cpu, "BLOCK_TRIPLES", 1)
+    blocks = cpu.transposed_product(code, gradient)
+    torch.testing.assert_close(blocks, whole, rtol=RTOL, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(sizes, st.integers(1, 20))
 @settings(max_examples=40, deadline=None)
@@ -222,6 +232,34 @@ def test_places_are_those_of_the_mask_and_rows_stay_apart(backend, size, share):
     assert places.tolist() == mask.nonzero()[:, 0].tolist()
     kept_rows = torch.bincount(code.rows[mask], minlength=rows)
     assert indptr.diff().tolist() == kept_rows.tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(sizes, st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_each_row_is_parted_into_those_of_the_mask_and_the_others(backend, size, share):
+    rows, n, _, seed = size
+    code = random_code(rows, n, seed)
+    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    halves = backend.parted(code, mask)
+    first, others = code.keep(mask), code.keep(~mask)
+    assert torch.equal(halves.l0, torch.stack([first.l0, others.l0], 1).flatten())
+    for part, own in ((first, halves.rows % 2 == 0), (others, halves.rows % 2 == 1)):
+        assert torch.equal(halves.indices[own], part.indices)
+        assert torch.equal(halves.values[own], part.values)
+
+
+@given(sizes, st.sampled_from([0.0, 0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_parted_code_is_the_same_whole_and_in_halves(size, share):
+    rows, n, _, seed = size
+    code = random_code(rows, n, seed)
+    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    whole, halves = code.parted(mask)
+    assert torch.equal(whole.to_dense(), code.to_dense())
+    assert torch.equal(halves.to_dense()[::2], code.keep(mask).to_dense())
+    assert torch.equal(halves.to_dense()[1::2], code.keep(~mask).to_dense())
+    assert all(map(torch.equal, whole.by_latent, kernels.transpose(whole)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -86,6 +86,21 @@ class Code:
         indices, values = (t.index_select(0, places) for t in (self.indices, self.values))
         return Code(indptr, indices, values, self.n)
 
+    def parted(self, mask: Tensor) -> tuple[Code, Code]:
+        """The same triples, those where `mask`, bool `[nnz]`, is true first in their row.
+
+        Returns:
+            That code, and one in which row `2 r` has those of `mask` in row r, and row `2 r + 1`
+            its others: two codes of the same triples in the same order.
+        """
+        from l0plane import kernels
+
+        halves = kernels.parted(self, mask)
+        starts, rows, order = halves.by_latent
+        by_latent = [ByLatent(starts, rows >> 1, order)]
+        indptr = halves.indptr[::2].contiguous()
+        return Code(indptr, halves.indices, halves.values, self.n, by_latent), halves
+
     def to_dense(self) -> Tensor:
         """The code as a matrix `[rows, n]`."""
         dense = self.values.new_zeros(self.shape)

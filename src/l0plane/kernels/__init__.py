@@ -27,6 +27,7 @@ __all__ = [
     "encode_top_k",
     "encoded",
     "gather",
+    "parted",
     "places",
     "top_k_mask",
     "transpose",
@@ -56,6 +57,11 @@ def transpose(code: Code) -> ByLatent:
 def places(code: Code, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where the triples are of which `mask` is true; see `reference.places`."""
     return _backend(code.values).places(code, mask)
+
+
+def parted(code: Code, mask: Tensor) -> Code:
+    """Each row of a code as two, the triples of `mask` and the others; see `reference.parted`."""
+    return _backend(code.values).parted(code, mask)
 
 
 def top_k_mask(code: Code, k: int) -> Tensor:

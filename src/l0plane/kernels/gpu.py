@@ -36,6 +36,7 @@ from l0plane.kernels.gpu_selection import select_above as select_above
 from l0plane.kernels.gpu_selection import select_top_k as select_top_k
 from l0plane.kernels.gpu_selection import top_k_mask as top_k_mask
 from l0plane.kernels.reference import BETAS, EPS, AdamState
+from l0plane.kernels.reference import parted as parted
 from l0plane.kernels.reference import places as places
 
 WARPS = 16

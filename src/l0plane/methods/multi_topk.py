@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from l0plane import kernels
-from l0plane.code import Code
 from l0plane.methods.base import Loss, Parameters, squared_error
 from l0plane.methods.topk import TopKMethod
 
@@ -23,13 +22,13 @@ class MultiTopKMethod(TopKMethod):
         with torch.no_grad():
             wide = self.ranks.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
             among_k = self.ranks.top_k_mask(wide, k)
-            narrow, rest = wide.keep(among_k), wide.keep(~among_k)
-            both = Code.stacked([narrow, rest])
-        # The k largest are decoded once, as rows of their own above those of the others: both
-        # reconstructions are sums of the two, and each of the 4k is walked once.
-        both = kernels.encoded(both, torch.cat([x, x]), pre_bias, parameters["encoder"])
-        decoded = self.ranks.decode(both, parameters["decoder"])
-        from_narrow, from_rest = decoded.view(2, *x.shape).unbind()
+            narrow = wide.keep(among_k)
+            wide, halves = wide.parted(among_k)
+        # The k largest of a row are decoded once, as a row of their own beside that of the others:
+        # both reconstructions are sums of the two, and each of the 4k is walked once.
+        wide = kernels.encoded(wide, x, pre_bias, parameters["encoder"])
+        decoded = self.ranks.decode(halves.with_values(wide.values), parameters["decoder"])
+        from_narrow, from_rest = decoded.view(len(x), 2, -1).unbind(1)
         reconstruction = from_narrow + self.ranks.once(pre_bias)
         objective = squared_error(x, reconstruction)
         objective = objective + WIDER_WEIGHT * squared_error(x, reconstruction + from_rest)
