@@ -22,7 +22,7 @@ WIDTH = 16
 HOOK = "blocks.1.hook_resid_post"
 
 
-def small_model(architecture: str):
+def small_model(architecture: str, seed: int = 0):
     """A transformers model of three blocks; weights large enough that every block matters."""
     import transformers as hf
 
@@ -35,7 +35,7 @@ def small_model(architecture: str):
         "intermediate_size": 32,
         "max_position_embeddings": CONTEXT,
     }
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     match architecture:
         case "gpt2":
             config = hf.GPT2Config(n_positions=CONTEXT, n_embd=WIDTH, n_layer=3, n_head=2, **common)

@@ -127,6 +127,11 @@ WRONG = {
         {"language_model": {"path": "resources/nothing"}},
         "language_model.path: no folder resources/nothing",
     ),
+    "missing data set": (
+        {"corpus": {"source": "hub", "dataset": "resources/nothing", "documents": 9}},
+        "corpus.dataset: no folder resources/nothing",
+        "a data set's name on the hub",
+    ),
     "hook of a layer that is not there": (
         {"language_model": {"hook": "blocks.4.hook_resid_post"}},
         "language_model.hook: blocks.4.hook_resid_post",

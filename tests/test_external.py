@@ -159,7 +159,7 @@ def dictionaries():
 
 
 @pytest.mark.parametrize(
-    "kind,state,z,x_hat", dictionaries(), ids=lambda v: v if isinstance(v, str) else ""
+    "kind,state,z,x_hat", [*dictionaries()], ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_dictionary_learning(tmp_path, kind, state, z, x_hat):
     agree("dictionary_learning", dictionary(tmp_path / "ae", state, kind), z, x_hat)
@@ -305,14 +305,15 @@ def test_a_release_on_the_hub(tmp_path, monkeypatch):
     """From the hub's own cache, as a machine without network finds it there."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    commit = "0" * 40
     repository = tmp_path / "models--someone--saes"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text(commit)
-    folder = repository / "snapshots" / commit / "blocks.1"
-    folder.mkdir(parents=True)
-    saelens(folder, SAELENS, architecture="topk", k=K)
-    (found,) = rows({"format": "saelens", "paths": ["hub:someone/saes/blocks.1"]})
-    assert found.keys["l0_target"] == K
+    for revision, commit, k in (("main", "0" * 40, K), ("v1", "1" * 40, K - 1)):
+        (repository / "refs" / revision).write_text(commit)
+        folder = repository / "snapshots" / commit / "blocks.1"
+        folder.mkdir(parents=True)
+        saelens(folder, SAELENS, architecture="topk", k=k)
+    paths = ["hub:someone/saes/blocks.1", "hub:someone/saes@v1/blocks.1"]
+    found = rows({"format": "saelens", "paths": paths})
+    assert [each.keys["l0_target"] for each in found] == [K, K - 1]
     with pytest.raises(UserError, match=r"Download blocks.1/cfg\.json and blocks.1/sae_weights"):
         rows({"format": "saelens", "paths": ["hub:nobody/nothing/blocks.1"]})

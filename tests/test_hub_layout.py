@@ -103,6 +103,26 @@ def test_from_the_text_to_a_measured_autoencoder(architecture, dataset, tmp_path
     assert row["loss_recovered_mean"] > 0.5
 
 
+def test_a_revision_of_a_model_and_its_tokenizer(tmp_path, monkeypatch):
+    """From the hub's own cache, as a machine without network finds it there."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    hashes = {}
+    for revision, commit in (("main", "0" * 40), ("step9", "1" * 40)):
+        (repository / "refs" / revision).write_text(commit)
+        folder = repository / "snapshots" / commit
+        small_model("gpt2", seed=len(hashes)).save_pretrained(folder)
+        train_tokenizer([f"{revision} " * 9], 257 + len(hashes), folder)
+        hashes[revision] = LanguageModel.load(folder, HOOK).sha256
+    assert hashes["main"] != hashes["step9"]
+    assert LanguageModel.load("someone/model", HOOK).sha256 == hashes["main"]
+    assert LanguageModel.load("someone/model@step9", HOOK).sha256 == hashes["step9"]
+    assert [len(load_tokenizer(f"someone/model{at}")) for at in ("", "@step9")] == [257, 258]
+    with pytest.raises(UserError, match=r"hf download someone/model .* --revision step8 "):
+        LanguageModel.load("someone/model@step8", HOOK)
+
+
 def test_what_cannot_be_reached_is_said_with_the_commands_that_bring_it():
     name = r"hf download no/such-model --repo-type model .*\n.*language_model\.path: hub/such-model"
     with pytest.raises(UserError, match=rf"language_model\.path: no/such-model .*\n.*\n.*{name}"):

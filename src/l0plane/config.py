@@ -17,6 +17,7 @@ from typing import Any
 from l0plane import model_directory
 from l0plane.files import UserError, matching_files, read_json
 from l0plane.formats import HUB, local_files
+from l0plane.hub import named
 from l0plane.schemas import is_whole, read_numbers, read_yaml, validate
 
 Config = dict[str, Any]
@@ -31,7 +32,7 @@ MEASURE = "measure"
 #: `lambdas`: no search; lambda is steered in each training.
 STEER = "steer"
 #: A folder (or file) on the hub; no part of it leads back up.
-_HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(/(?!\.\.?(/|$))[^/]+)*"
+_HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/(?!\.\.?(/|$))[^/]+)*"
 #: Keys of the section `corpus` that only one source reads; the first of each source it must have.
 _CORPUS_KEYS = {
     "docstrings": ("packages", "expected_sha256"),
@@ -111,7 +112,7 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
     config = copy.deepcopy(config)
     read_numbers(config, schema)
     validate(config, schema, "")
-    config["corpus"] = _check_corpus(config["corpus"])
+    config["corpus"] = _check_corpus(config["corpus"], repository)
     config["methods"] = _expand_methods(config["methods"], methods, "methods")
     external = config["external"]
     for section in ("refinement", "progressive", "tuning"):
@@ -287,7 +288,7 @@ def check_split(key: str, needed: int, found: int, split: str) -> None:
 # --- checks
 
 
-def _check_corpus(corpus: Config) -> Config:
+def _check_corpus(corpus: Config, repository: Path) -> Config:
     source = corpus["source"]
     for key in _CORPUS_REQUIRED[source]:
         if key not in corpus:
@@ -308,6 +309,10 @@ def _check_corpus(corpus: Config) -> Config:
     if source == "files":
         for pattern in corpus["paths"]:
             matching_files(pattern)
+    if source == "hub":
+        expected = "a folder in the hub's layout, or a data set's name on the hub"
+        place = _folder_or_name("corpus.dataset", corpus["dataset"], expected, repository)
+        corpus = {**corpus, "dataset": place}
     return {key: value for key, value in corpus.items() if key in allowed}
 
 
@@ -459,20 +464,27 @@ def _check_language_model(config: Config, repository: Path) -> None:
     if model["path"] == TRAINED:
         _check_hook(model, {"n_layer": training["layers"]})
         return
-    directory = Path(model["path"])
-    if not directory.exists() and (repository / directory).exists():
-        directory = repository / directory
-        model["path"] = str(directory)
-    if not directory.exists():
-        # A hub's name has at most one slash and does not start in a folder that is here.
-        names_a_folder = directory.anchor or directory.parts[0] == ".." or len(directory.parts) > 2
-        if names_a_folder or (len(directory.parts) == 2 and _folder_exists(directory, repository)):
-            raise UserError(
-                f"language_model.path: no folder {model['path']}; expected a folder in Hugging "
-                f"Face layout, a model's name on the hub, or {TRAINED}"
-            )
-        return
-    _check_hook(model, model_directory.check(directory))
+    expected = f"a folder in Hugging Face layout, a model's name on the hub, or {TRAINED}"
+    model["path"] = _folder_or_name("language_model.path", model["path"], expected, repository)
+    if Path(model["path"]).exists():
+        _check_hook(model, model_directory.check(Path(model["path"])))
+
+
+def _folder_or_name(key: str, place: str, expected: str, repository: Path) -> str:
+    """A folder, in the working directory or else in the repository, or what can be a hub's name.
+
+    A name has at most one slash and does not start in a folder that is here.
+    """
+    for directory in (Path(place), repository / place):
+        if directory.exists():
+            return str(directory)
+    parts = Path(named(place)[0]).parts
+    names_a_folder = Path(place).is_absolute() or parts[:1] == ("..",) or len(parts) > 2
+    if len(parts) == 2:
+        names_a_folder |= any(Path(root, parts[0]).is_dir() for root in (".", repository))
+    if names_a_folder:
+        raise UserError(f"{key}: no folder {place}; expected {expected}")
+    return place
 
 
 def _find(key: str, path: str, expected: str, columns: tuple[str, ...], repository: Path) -> str:
@@ -489,10 +501,6 @@ def _find(key: str, path: str, expected: str, columns: tuple[str, ...], reposito
             )
         return str(place)
     raise UserError(f"{key}: no file {path}; expected {expected}")
-
-
-def _folder_exists(directory: Path, repository: Path) -> bool:
-    return directory.parent.is_dir() or (repository / directory.parent).is_dir()
 
 
 def _check_hook(model: Config, facts: Config) -> None:

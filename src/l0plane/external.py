@@ -27,6 +27,7 @@ from l0plane.autoencoder import (
 )
 from l0plane.files import UserError, read_json
 from l0plane.formats import FILES, HUB
+from l0plane.hub import named
 from l0plane.measuring import Subject, subject
 
 
@@ -93,24 +94,27 @@ def read(kind: str, path: str | Path) -> External:
 def locate(kind: str, path: str) -> Path:
     """Where an autoencoder is on this machine, fetched if `path` is `hub:<owner>/<name>/<path>`.
 
+    A `<name>@<revision>` is a branch, tag or commit of the repository.
+
     Raises:
         UserError: the hub cannot be reached, or has no such thing.
     """
     if not path.startswith(HUB):
         return Path(path)
-    owner, name, *inside = path.removeprefix(HUB).split("/")
+    owner, last, *inside = path.removeprefix(HUB).split("/")
+    name, revision = named(last)
     folder = "/".join(inside)
     files = [f"{folder}/{file}".strip("/") for file in FILES[kind] or [""]]
     from huggingface_hub import snapshot_download
 
     # As for language models: errors of many types, mended in the same way.
     try:
-        found = Path(snapshot_download(f"{owner}/{name}", allow_patterns=files))
+        found = Path(snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=files))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"external: {path} cannot be had from the Hugging Face hub ({reason}).\n"
-            f"Download {' and '.join(files)} of {owner}/{name} and give the path here."
+            f"Download {' and '.join(files)} of {owner}/{last} and give the path here."
         ) from None
     return found / folder
 

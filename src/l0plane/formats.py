@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-#: How a path starts that is a place on the Hugging Face hub: hub:owner/name/folder.
+#: How a path starts that is a place on the Hugging Face hub: hub:owner/name[@revision]/folder.
 HUB = "hub:"
 
 #: The files in a directory of each format; of none, a path is one file itself.

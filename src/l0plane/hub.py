@@ -1,4 +1,4 @@
-"""What to do where the Hugging Face hub cannot be reached."""
+"""Names on the Hugging Face hub, and what to do where it cannot be reached."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ _KINDS = {
     "model": ("language_model.path", ("*.json", "*.safetensors", "*.txt", "*.model")),
     "dataset": ("corpus.dataset", ("*.parquet", "*.json", "*.jsonl", "README.md")),
 }
+
+
+def named(place: str) -> tuple[str, str | None]:
+    """Name and revision (a branch, tag or commit) of `<name>@<revision>`, or of a name alone."""
+    name, _, revision = place.partition("@")
+    return name, revision or None
 
 
 def how_to_bring(name: str, kind: str, revision: str | None = None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l0plane import model_directory
 from l0plane.files import UserError, sha256
-from l0plane.hub import how_to_bring
+from l0plane.hub import how_to_bring, named
 
 #: How far the shorter pass of `log_probabilities` may lie from the whole one, in logits.
 TOLERANCE = 1e-5
@@ -64,7 +64,7 @@ class LanguageModel:
     def load(
         cls, name_or_directory: str | Path, hook: str, device: str | torch.device = "cpu"
     ) -> LanguageModel:
-        """Load a model from a directory in Hugging Face layout, or by its name on the hub.
+        """Load a model from a directory in Hugging Face layout, or by its `named` place on the hub.
 
         Raises:
             UserError: there is no such model, its weights are not safetensors or are not those
@@ -232,20 +232,24 @@ def _boot(directory: Path, device: str) -> Any:
     )
 
 
-def _fetch(name: str) -> Path:
+def _fetch(place: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    name, revision = named(place)
     # One level of the repository: below it are other formats of the same weights.
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
     # The hub's errors have many types (network, authorisation, a name that cannot be one), and
     # the mending is the same.
     except Exception as error:
         raise UserError(
-            f"language_model.path: {name} is not a directory and cannot be had from the Hugging "
-            f"Face hub ({_first_line(error)}).\n{how_to_bring(name, 'model')}"
+            f"language_model.path: {place} is not a directory and cannot be had from the Hugging "
+            f"Face hub ({_first_line(error)}).\n{how_to_bring(name, 'model', revision)}"
         ) from None
+    return Path(found)
 
 
 def _first_line(error: Exception) -> str:

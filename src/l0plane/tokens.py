@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from l0plane.files import SEAL, Broken, UserError, rebuilt_by_the_run, replacing
-from l0plane.hub import how_to_bring
+from l0plane.hub import how_to_bring, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,20 +38,22 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, directory: str | Path
 
 
 def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a language model given by directory or hub id.
+    """Load the tokenizer of a language model given by directory or `named` place on the hub.
 
     Raises:
         UserError: there is none at that place, it is broken or would need code of its own.
     """
     from transformers import AutoTokenizer
 
+    local = Path(name_or_directory).is_dir()
+    name, revision = (str(name_or_directory), None) if local else named(str(name_or_directory))
+    options = {} if revision is None else {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_directory), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     # Of many types: tokenizers raises a bare Exception over a broken file.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        is_name = not Path(name_or_directory).is_dir()
-        remedy = f".\n{how_to_bring(str(name_or_directory), 'model')}" if is_name else ""
+        remedy = "" if local else f".\n{how_to_bring(name, 'model', revision)}"
         raise UserError(
             f"language_model.path: no tokenizer at {name_or_directory} ({reason}){remedy}"
         ) from None

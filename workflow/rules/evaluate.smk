@@ -18,7 +18,8 @@ for method in SERIES:
         priority: int(method in config["progressive"]["methods"])
         conda:
             "../../environment.yml"
-        threads: 1
+        # A GPU would wait for codes that are refined and cut on the CPU.
+        threads: 8 if config["gpus"] else 1
         resources:
             **evaluation_resources(),
         params:
