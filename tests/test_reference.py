@@ -47,6 +47,17 @@ def test_what_was_tuned_is_what_was_trained():
             assert not isinstance(value, dict) or list(value) == DEFAULT["tuning"]["l0"]
 
 
+def test_the_rule_for_other_sizes_is_as_good_as_tuning_there():
+    table = pd.read_csv(REFERENCE / "tuning_by_size.csv")
+    reference_n = DEFAULT["sparsity_panel"]["n"]
+    sizes = DEFAULT["size_panel"]["n"]
+    assert set(table["n"]) == {min(sizes), max(sizes)}
+    for (method, n), rows in table.groupby(["method", "n"]):
+        own = config.at_level(METHODS[method]["hyperparameters"], n, 16, reference_n)
+        by_rate = rows.set_index(rows["learning_rate"].round(4))["nmse"]
+        assert by_rate[round(own["learning_rate"], 4)] < 1.003 * by_rate.min()
+
+
 @pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])
 def test_the_reference_is_about_the_embedded_text(table):
     assert set(table["corpus_sha256"]) == {DEFAULT["corpus"]["expected_sha256"]}
