@@ -114,6 +114,17 @@ def test_the_directory_means_in_saelens_what_it_means_here(
     torch.testing.assert_close(restored, reconstruction, rtol=1e-4, atol=1e-4)
 
 
+def test_saelens_is_told_the_model_and_its_revision_apart(tmp_path):
+    facts = {}
+    for model in ("gpt2", "someone/model@step9", str(tmp_path)):
+        autoencoder(ReLU()).save(tmp_path / "ae", {"model": model})
+        facts[model] = json.loads((tmp_path / "ae/cfg.json").read_text())["metadata"]
+        assert json.loads((tmp_path / "ae/provenance.json").read_text())["model"] == model
+    assert [own["model_name"] for own in facts.values()] == ["gpt2", "someone/model", str(tmp_path)]
+    kwargs = [own.get("model_from_pretrained_kwargs") for own in facts.values()]
+    assert kwargs == [None, {"revision": "step9"}, None]
+
+
 @pytest.mark.parametrize("architecture", FUNCTIONS)
 def test_test_time_functions_pick_from_the_positive_values(architecture):
     a = autoencoder(FUNCTIONS[architecture])

@@ -132,6 +132,15 @@ WRONG = {
         "corpus.dataset: no folder resources/nothing",
         "a data set's name on the hub",
     ),
+    "data set at a revision": (
+        {"corpus": {"source": "hub", "dataset": "someone/text@v1", "documents": 9}},
+        "corpus.dataset: 'someone/text@v1'",
+        "corpus.revision",
+    ),
+    "folder with an at sign": (
+        {"language_model": {"path": "models/final/gpt2@x"}},
+        "language_model.path: no folder models/final/gpt2@x",
+    ),
     "hook of a layer that is not there": (
         {"language_model": {"hook": "blocks.4.hook_resid_post"}},
         "language_model.hook: blocks.4.hook_resid_post",
@@ -242,16 +251,28 @@ def test_what_was_trained_elsewhere_may_be_refined(load, tmp_path):
     assert "theirs" not in load(changes)["tuning"]["methods"]
 
 
-def test_a_model_of_the_hub_needs_no_folder(load):
-    for name in ("gpt2", "openai-community/gpt2"):
+HUB = {"source": "hub", "documents": 9}
+
+
+def test_what_is_on_the_hub_needs_no_folder(load):
+    revisions = ("EleutherAI/pythia-70m@step512", "gpt2@refs/pr/1")
+    for name in ("gpt2", "openai-community/gpt2", *revisions):
         assert load({"language_model": {"path": name}})["language_model"]["path"] == name
+    for name in ("openwebtext", "Skylion007/openwebtext"):
+        assert load({"corpus": HUB | {"dataset": name}})["corpus"]["dataset"] == name
+    paths = ["hub:someone/saes/blocks.1", "hub:someone/saes@v1/blocks.1"]
+    assert load({"external": {"theirs": ENTRY | {"paths": paths}}})["external"]["theirs"]
 
 
-def test_the_model_beside_the_workflow_is_found_from_elsewhere(load, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    assert load()["language_model"]["path"] == str(tmp_path / "resources/lm")
+def test_folders_beside_the_workflow_are_found_from_elsewhere(load, tmp_path, monkeypatch):
+    for name in ("text", "elsewhere/json"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load({"corpus": HUB | {"dataset": "text"}})
+    assert loaded["language_model"]["path"] == str(tmp_path / "resources/lm")
+    assert loaded["corpus"]["dataset"] == str(tmp_path / "text")
+    # As it is written: without the dot `datasets` takes it for one of its readers.
+    assert load({"corpus": HUB | {"dataset": "./json"}})["corpus"]["dataset"] == "./json"
 
 
 def test_other_parts_look_only_at_methods_of_the_run(load):

@@ -213,16 +213,16 @@ def test_adam(shape):
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_of_training_takes_these_kernels_and_has_the_gradients_of_the_reference(monkeypatch):
-    parameters = [draw(12), draw(20, 12, seed=1), draw(20, 12, seed=2)]
+@pytest.mark.parametrize("name", ["topk", "multi_topk"])
+def test_a_loss_takes_these_kernels_and_has_the_gradients_of_the_reference(monkeypatch, name):
+    parameters = {"pre_bias": draw(12), "encoder": draw(20, 12, seed=1)}
+    parameters["decoder"] = draw(20, 12, seed=2)
     found = []
     for backend in (gpu, reference):
         monkeypatch.setattr(kernels, "_backend", lambda tensor, backend=backend: backend)
-        pre_bias, encoder, decoder = (p.clone().requires_grad_() for p in parameters)
-        x = draw(3, 12, seed=3)
-        code = kernels.encode_top_k(x, pre_bias, encoder, 3)
-        loss = (x - kernels.decode(code, decoder, pre_bias)).square().sum()
-        found.append(torch.autograd.grad(loss, [pre_bias, encoder, decoder]))
+        own = {key: p.clone().requires_grad_() for key, p in parameters.items()}
+        loss = METHODS[name](3, {}).loss(own, draw(3, 12, seed=3)).objective
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(own.values()))])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 

@@ -51,11 +51,22 @@ def test_the_rule_for_other_sizes_is_as_good_as_tuning_there():
     reference_n = DEFAULT["sparsity_panel"]["n"]
     table = pd.read_csv(REFERENCE / "tuning_checks.csv").query("n != @reference_n")
     sizes = DEFAULT["size_panel"]["n"]
-    assert set(table["n"]) == {min(sizes), max(sizes)}
-    for (method, n), rows in table.groupby(["method", "n"]):
+    found = table.groupby(["n", "method"])
+    assert set(found.groups) == {(n, m) for n in (min(sizes), max(sizes)) for m in ("relu", "topk")}
+    for (n, method), rows in found:
         own = config.at_level(METHODS[method]["hyperparameters"], n, 16, reference_n)
         by_rate = rows.set_index(rows["learning_rate"].round(4))["nmse"]
         assert by_rate[round(own["learning_rate"], 4)] < 1.003 * by_rate.min()
+
+
+def test_the_highest_rate_is_no_edge():
+    table = pd.read_csv(REFERENCE / "tuning_checks.csv").query("l0_target == 64")
+    highest = max(DEFAULT["tuning"]["learning_rates"])
+    edges = TUNING[TUNING["chosen"] & (TUNING["learning_rate"] == highest)]
+    assert edges[["method", "l0_target"]].to_numpy().tolist() == [["relu", 64]]
+    (chosen,) = table[table["chosen"]].to_dict("records")
+    assert chosen["learning_rate"] == highest < table["learning_rate"].max()
+    assert chosen["nmse"] == edges["nmse"].item()
 
 
 @pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])

@@ -32,6 +32,7 @@ from l0plane.files import (
     sha256,
     write_json,
 )
+from l0plane.hub import named
 from l0plane.preprocessing import Normalisation
 
 CONFIG_FILE = "cfg.json"
@@ -202,7 +203,7 @@ class Autoencoder:
             "normalize_activations": _SAELENS_NAMES[self.normalisation],
             "reshape_activations": "none",
             "metadata": {
-                "model_name": provenance.get("model"),
+                **_model(provenance.get("model")),
                 "hook_name": provenance.get("hook"),
                 "context_size": provenance.get("context"),
                 "prepend_bos": False,
@@ -333,6 +334,13 @@ _SAELENS_NAMES: dict[Normalisation, str] = {
 _NORMALISATIONS = {name: normalisation for normalisation, name in _SAELENS_NAMES.items()} | {
     "expected_average_only_in": "none"
 }
+
+
+def _model(place: str | None) -> dict[str, Any]:
+    """The language model in SAELens' terms, which loads it by a name, and options beside it."""
+    name, revision = (place, None) if place is None or Path(place).exists() else named(place)
+    options = {"model_from_pretrained_kwargs": {"revision": revision}} if revision else {}
+    return {"model_name": name, **options}
 
 
 def _length(normalisation: Normalisation, d: int) -> float:

@@ -102,7 +102,8 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
 def load(config: Config, schema: Path, methods: dict[str, Config], repository: Path) -> Config:
     """Return `config` checked and completed: `all` written out, paths found.
 
-    A relative `language_model.path` that the working directory lacks is looked for in `repository`.
+    A relative `language_model.path` or `corpus.dataset` that the working directory lacks is looked
+    for in `repository`.
 
     The methods that refinement, progressive codes and tuning look at are among the run's methods.
 
@@ -312,6 +313,11 @@ def _check_corpus(corpus: Config, repository: Path) -> Config:
     if source == "hub":
         expected = "a folder in the hub's layout, or a data set's name on the hub"
         place = _folder_or_name("corpus.dataset", corpus["dataset"], expected, repository)
+        if named(place)[1] is not None and not Path(place).exists():
+            raise UserError(
+                f"corpus.dataset: {place!r}; expected a name without a revision, "
+                "which goes into corpus.revision"
+            )
         corpus = {**corpus, "dataset": place}
     return {key: value for key, value in corpus.items() if key in allowed}
 
@@ -411,7 +417,10 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
             raise UserError(f"{key}: there is a method of that name; choose another")
         for path in entry["paths"]:
             if path.startswith(HUB) and re.fullmatch(_HUB_PLACE, path) is None:
-                raise UserError(f"{key}: {path!r}; expected {HUB}<owner>/<name>/<folder>")
+                raise UserError(
+                    f"{key}: {path!r}; expected {HUB}<owner>/<name>/<folder>, with "
+                    "<name>@<revision> or without"
+                )
         for file in local_files(entry):
             if not Path(file).is_file():
                 raise UserError(f"{key}: no file {file}; format {entry['format']} needs it")
@@ -475,9 +484,10 @@ def _folder_or_name(key: str, place: str, expected: str, repository: Path) -> st
 
     A name has at most one slash and does not start in a folder that is here.
     """
-    for directory in (Path(place), repository / place):
-        if directory.exists():
-            return str(directory)
+    if Path(place).exists():
+        return place  # as it is written: `./json` is a folder, and `json` a reader of `datasets`
+    if (repository / place).exists():
+        return str(repository / place)
     parts = Path(named(place)[0]).parts
     names_a_folder = Path(place).is_absolute() or parts[:1] == ("..",) or len(parts) > 2
     if len(parts) == 2:

@@ -94,7 +94,7 @@ def read(kind: str, path: str | Path) -> External:
 def locate(kind: str, path: str) -> Path:
     """Where an autoencoder is on this machine, fetched if `path` is `hub:<owner>/<name>/<path>`.
 
-    A `<name>@<revision>` is a branch, tag or commit of the repository.
+    A `<name>@<revision>` is a branch, tag or commit of the repository, without a slash.
 
     Raises:
         UserError: the hub cannot be reached, or has no such thing.

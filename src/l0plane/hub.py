@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 #: Per kind of repository: the key of the configuration, and the files that are read. Formats that
 #: are pickles are left behind.
 _KINDS = {
@@ -10,10 +12,14 @@ _KINDS = {
 }
 
 
+#: A name and a revision (a branch, tag or commit) of it.
+_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w.-]+(?:/[\w.-]+)*)")
+
+
 def named(place: str) -> tuple[str, str | None]:
-    """Name and revision (a branch, tag or commit) of `<name>@<revision>`, or of a name alone."""
-    name, _, revision = place.partition("@")
-    return name, revision or None
+    """Name and revision of `<name>@<revision>`; of anything else the whole, and none."""
+    found = _AT_REVISION.fullmatch(place)
+    return (found[1], found[2]) if found else (place, None)
 
 
 def how_to_bring(name: str, kind: str, revision: str | None = None) -> str:
@@ -22,6 +28,8 @@ def how_to_bring(name: str, kind: str, revision: str | None = None) -> str:
     section, last = key.split(".")
     include = " ".join(f"--include '{pattern}'" for pattern in patterns)
     directory = f"hub/{name.rsplit('/', 1)[-1]}"
+    if revision:
+        directory += f"-{revision.replace('/', '-')}"
     of = f"--repo-type {kind}" + (f" --revision {revision}" if revision else "")
     return (
         f"Without a network, download it elsewhere:\n"

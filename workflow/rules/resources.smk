@@ -132,7 +132,8 @@ def evaluation_resources():
 
     Codes are refined, and cut at each k', on the CPU: of a quarter of the latents, say, the
     products with the rows that are measured. Held are an autoencoder, these rows in a few forms,
-    what the untouched model predicts (1 GiB) and the values that are refined.
+    what the untouched model predicts and the codes that are cut (1 GiB each), and the values that
+    are refined.
     """
     levels = l0config.levels(config)
     cut = l0config.panel_levels(config, "progressive")

@@ -20,6 +20,8 @@ LOGIT_FLOATS = {"cpu": 1 << 23, "cuda": 1 << 28}
 #: Floats of the untouched model's log-probabilities that are kept for the next autoencoder (1 GiB,
 #: 8 GiB); those beyond are computed again.
 KEPT_FLOATS = {"cpu": 1 << 28, "cuda": 1 << 31}
+#: Pre-activations of which half, say, are positive and walked on the CPU (1 GiB in its arrays).
+CODE_FLOATS = 1 << 26
 
 
 class Seen(NamedTuple):
@@ -83,11 +85,15 @@ class HeldOut:
         width = self.tokens.shape[1] * self.language_model.vocabulary
         return max(1, LOGIT_FLOATS[self.language_model.device.type] // width)
 
-    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
-        """Split the contexts from `start` to `stop` (the end) into parts that one pass can hold."""
+    def parts(self, start: int = 0, stop: int | None = None, n: int = 0) -> Iterator[slice]:
+        """Split the contexts from `start` to `stop` (the end) into parts that one pass can hold.
+
+        And of which all positive values of `n` latents can be held.
+        """
         stop = len(self) if stop is None else stop
-        for first in range(start, stop, self._contexts_per_part):
-            yield slice(first, min(first + self._contexts_per_part, stop))
+        step = min(self._contexts_per_part, max(1, CODE_FLOATS // (self.positions * max(1, n))))
+        for first in range(start, stop, step):
+            yield slice(first, min(first + step, stop))
 
     def rows(self, contexts: slice) -> Tensor:
         """The preprocessed activations `[rows, d]` of some contexts."""

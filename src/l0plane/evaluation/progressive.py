@@ -44,8 +44,8 @@ def progressive(
     squared_error = np.empty((len(grid), len(held_out)))
     l0 = np.empty((len(grid), len(held_out)))
     delta_ce = np.full((len(grid), len(held_out)), np.nan)
-    parts = [*held_out.parts(0, spliced_contexts), *held_out.parts(spliced_contexts)]
-    for part in parts:
+    n = autoencoder.n
+    for part in [*held_out.parts(0, spliced_contexts, n), *held_out.parts(spliced_contexts, n=n)]:
         seen = held_out.seen(part, autoencoder.normalisation)
         code = descending(autoencoder.positive_code(seen.x))
         errors = prefix_errors(seen.x - autoencoder.pre_bias, code, autoencoder.decoder)

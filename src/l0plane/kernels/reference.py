@@ -94,12 +94,17 @@ def parted(code: Code, mask: Tensor) -> Code:
 
     Row `2 r + 1` has its others; both in the order that they had.
     """
-    half = 2 * code.rows + ~mask
-    indptr = torch.zeros(2 * code.shape[0] + 1, dtype=torch.int32, device=mask.device)
-    counts = torch.zeros_like(indptr[1:]).index_add_(0, half, torch.ones_like(half).int())
-    torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
-    order = torch.sort(half, stable=True).indices
-    return Code(indptr, code.indices[order], code.values[order], code.n)
+    starts = code.indptr[:-1].long()
+    before = torch.zeros(len(mask) + 1, dtype=torch.int64, device=mask.device)
+    torch.cumsum(mask, 0, out=before[1:])
+    counts = before[code.indptr[1:].long()] - before[starts]
+    rows, triples = code.rows, torch.arange(len(mask), device=mask.device)
+    among = before[:-1] - before[starts[rows]]  # how many of the row's earlier ones are true
+    places = torch.where(mask, starts[rows] + among, counts[rows] + triples - among)
+    halves = torch.stack([starts, starts + counts], 1).flatten().int()
+    indices, values = torch.empty_like(code.indices), torch.empty_like(code.values)
+    indices[places], values[places] = code.indices, code.values
+    return Code(torch.cat([halves, code.indptr[-1:]]), indices, values, code.n)
 
 
 def _code_where(a: Tensor, mask: Tensor) -> Code:

@@ -28,7 +28,7 @@ class MultiTopKMethod(TopKMethod):
         # both reconstructions are sums of the two, and each of the 4k is walked once.
         wide = kernels.encoded(wide, x, pre_bias, parameters["encoder"])
         decoded = self.ranks.decode(halves.with_values(wide.values), parameters["decoder"])
-        from_narrow, from_rest = decoded.view(len(x), 2, -1).unbind(1)
+        from_narrow, from_rest = decoded.view(-1, 2, x.shape[1]).unbind(1)
         reconstruction = from_narrow + self.ranks.once(pre_bias)
         objective = squared_error(x, reconstruction)
         objective = objective + WIDER_WEIGHT * squared_error(x, reconstruction + from_rest)
