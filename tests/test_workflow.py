@@ -60,8 +60,8 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
             {"stream_topk": 1, "train_topk": 0},
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
-        # At each of three L0s six learning rates of nine methods, and of one with two bandwidths.
-        (["tune"], {"choose_tuning": 1, "tune_candidate": 3 * 6 * (9 + 1)}),
+        # At each of four L0s six learning rates of nine methods, and of one with two bandwidths.
+        (["tune"], {"choose_tuning": 1, "tune_candidate": 4 * 6 * (9 + 1)}),
         (["language_model"], {"train_language_model": 1}),
     ],
 )
