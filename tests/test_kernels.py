@@ -116,6 +116,10 @@ def random_code(rows, n, seed):
     return Code(indptr, mask.nonzero()[:, 1].int(), values[mask], n)
 
 
+def random_mask(code, share, seed):
+    return torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(sizes)
 @settings(max_examples=40, deadline=None)
@@ -227,7 +231,7 @@ def test_top_k_mask_and_keep(backend, size, k):
 def test_places_are_those_of_the_mask_and_rows_stay_apart(backend, size, share):
     rows, n, _, seed = size
     code = random_code(rows, n, seed)
-    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    mask = random_mask(code, share, seed)
     indptr, places = backend.places(code, mask)
     assert places.tolist() == mask.nonzero()[:, 0].tolist()
     kept_rows = torch.bincount(code.rows[mask], minlength=rows)
@@ -240,7 +244,7 @@ def test_places_are_those_of_the_mask_and_rows_stay_apart(backend, size, share):
 def test_each_row_is_parted_into_those_of_the_mask_and_the_others(backend, size, share):
     rows, n, _, seed = size
     code = random_code(rows, n, seed)
-    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    mask = random_mask(code, share, seed)
     halves = backend.parted(code, mask)
     first, others = code.keep(mask), code.keep(~mask)
     assert torch.equal(halves.l0, torch.stack([first.l0, others.l0], 1).flatten())
@@ -254,7 +258,7 @@ def test_each_row_is_parted_into_those_of_the_mask_and_the_others(backend, size,
 def test_a_parted_code_is_the_same_whole_and_in_halves(size, share):
     rows, n, _, seed = size
     code = random_code(rows, n, seed)
-    mask = torch.rand(len(code.indices), generator=torch.Generator().manual_seed(seed)) < share
+    mask = random_mask(code, share, seed)
     whole, halves = code.parted(mask)
     assert torch.equal(whole.to_dense(), code.to_dense())
     assert torch.equal(halves.to_dense()[::2], code.keep(mask).to_dense())

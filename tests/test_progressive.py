@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import autoencoder
@@ -93,6 +94,15 @@ def test_prefix_errors_are_those_of_each_prefix(held_out):
             assert errors[place].item() == pytest.approx(expected.item(), rel=1e-5)
             place += 1
     assert place == len(errors)
+
+
+def test_pieces_do_not_change_the_curves(held_out, monkeypatch):
+    own = autoencoder("topk")
+    whole = progressive(own, held_out, 4, 3)
+    monkeypatch.setattr("l0plane.evaluation.held_out.CODE_FLOATS", 2 * held_out.positions * own.n)
+    assert {part.stop - part.start for part in held_out.parts(n=own.n)} <= {1, 2}
+    for pieces, table in zip(progressive(own, held_out, 4, 3), whole, strict=True):
+        pd.testing.assert_frame_equal(pieces, table, rtol=1e-4)
 
 
 def test_an_autoencoder_without_positive_latents(held_out):

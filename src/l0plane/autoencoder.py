@@ -338,7 +338,7 @@ _NORMALISATIONS = {name: normalisation for normalisation, name in _SAELENS_NAMES
 
 def _model(place: str | None) -> dict[str, Any]:
     """The language model in SAELens' terms, which loads it by a name, and options beside it."""
-    name, revision = (place, None) if place is None or Path(place).exists() else named(place)
+    name, revision = (None, None) if place is None else named(place)
     options = {"model_from_pretrained_kwargs": {"revision": revision}} if revision else {}
     return {"model_name": name, **options}
 

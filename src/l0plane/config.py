@@ -313,7 +313,7 @@ def _check_corpus(corpus: Config, repository: Path) -> Config:
     if source == "hub":
         expected = "a folder in the hub's layout, or a data set's name on the hub"
         place = _folder_or_name("corpus.dataset", corpus["dataset"], expected, repository)
-        if named(place)[1] is not None and not Path(place).exists():
+        if named(place)[1] is not None:
             raise UserError(
                 f"corpus.dataset: {place!r}; expected a name without a revision, "
                 "which goes into corpus.revision"

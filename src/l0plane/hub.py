@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 #: Per kind of repository: the key of the configuration, and the files that are read. Formats that
 #: are pickles are left behind.
@@ -17,8 +18,8 @@ _AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w.-]+(?:/[\w.-]+)*)")
 
 
 def named(place: str) -> tuple[str, str | None]:
-    """Name and revision of `<name>@<revision>`; of anything else the whole, and none."""
-    found = _AT_REVISION.fullmatch(place)
+    """Name and revision of `<name>@<revision>`; of all else, a folder here, the whole, and none."""
+    found = None if Path(place).exists() else _AT_REVISION.fullmatch(place)
     return (found[1], found[2]) if found else (place, None)
 
 

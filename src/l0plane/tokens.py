@@ -45,15 +45,15 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    local = Path(name_or_directory).is_dir()
-    name, revision = (str(name_or_directory), None) if local else named(str(name_or_directory))
-    options = {} if revision is None else {"revision": revision}
+    name, revision = named(str(name_or_directory))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, revision=revision or "main"
+        )
     # Of many types: tokenizers raises a bare Exception over a broken file.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "" if local else f".\n{how_to_bring(name, 'model', revision)}"
+        remedy = "" if Path(name).is_dir() else f".\n{how_to_bring(name, 'model', revision)}"
         raise UserError(
             f"language_model.path: no tokenizer at {name_or_directory} ({reason}){remedy}"
         ) from None
