@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +25,34 @@ def cross_entropy(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
     return -log_probabilities.gather(-1, following)[..., 0].double().mean(1)
 
 
-def divergence(original: Tensor, spliced: Tensor) -> Tensor:
-    """KL(original || spliced) of each context, nats, mean over its predicted positions.
+class Untouched(NamedTuple):
+    """What the untouched model predicts on some contexts, as far as it is compared with."""
 
-    Both are log-probabilities `[contexts, context - 1, vocabulary]`; float64 `[contexts]`.
-    """
-    # One temporary of this size is reused; at a large vocabulary it is all of the memory.
-    difference = original - spliced
-    return difference.mul_(original.exp()).sum(-1).double().mean(1)
+    probabilities: Tensor
+    """`[contexts, context - 1, vocabulary]`."""
+    entropy: Tensor
+    """Of each prediction, nats, `[contexts, context - 1]`."""
+    loss: Tensor
+    """Cross-entropy, nats, float64 `[contexts]`."""
+
+    @classmethod
+    def of(cls, log_probabilities: Tensor, tokens: Tensor) -> Untouched:
+        """From its predictions; arguments as for `cross_entropy`."""
+        loss = cross_entropy(log_probabilities, tokens)
+        probabilities = log_probabilities.exp()
+        return cls(probabilities, _crossed(probabilities, log_probabilities), loss)
+
+    def divergence(self, spliced: Tensor) -> Tensor:
+        """KL(untouched || spliced) of each context, nats, mean over its predicted positions.
+
+        `spliced` are log-probabilities `[contexts, context - 1, vocabulary]`; float64 `[contexts]`.
+        """
+        return (_crossed(self.probabilities, spliced) - self.entropy).double().mean(1)
+
+
+def _crossed(probabilities: Tensor, log_probabilities: Tensor) -> Tensor:
+    """`-sum p log q`, nats, `[contexts, context - 1]`."""
+    return -(probabilities * log_probabilities).sum(-1)
 
 
 def spliced_loss(held_out: HeldOut, contexts: slice, spliced: Tensor) -> Tensor:
@@ -45,17 +65,16 @@ def spliced_loss(held_out: HeldOut, contexts: slice, spliced: Tensor) -> Tensor:
 
 
 def compare(held_out: HeldOut, contexts: slice, x_hat: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta cross-entropy and KL(original || spliced) of each context, float64 `[contexts]`, nats.
+    """Delta cross-entropy and KL(untouched || spliced) of each context, float64 `[contexts]`, nats.
 
     The reconstructions `x_hat [rows, d]` go in at every position that the autoencoder was trained
     on; both measures are means over all predicted positions.
     """
     tokens = held_out.tokens[contexts]
     lm = held_out.language_model
-    original = held_out.original_log_probabilities(contexts)
+    untouched = held_out.untouched(contexts)
     spliced = lm.log_probabilities(tokens, held_out.splice_reconstruction(contexts, x_hat))
-    delta = cross_entropy(spliced, tokens) - cross_entropy(original, tokens)
-    return delta, divergence(original, spliced)
+    return cross_entropy(spliced, tokens) - untouched.loss, untouched.divergence(spliced)
 
 
 def ablated_loss(held_out: HeldOut, residual: Tensor) -> float:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l0plane.evaluation.downstream import ablated_loss, cross_entropy
+from l0plane.evaluation.downstream import Untouched, ablated_loss
 from l0plane.language_model import LanguageModel
 from l0plane.preprocessing import Normalisation, normalise, restore
 
 #: Floats in one tensor of log-probabilities, by where they are. On a CPU (32 MiB), beyond this,
 #: fresh memory costs more than the arithmetic; a GPU (1 GiB) needs work enough for a pass.
 LOGIT_FLOATS = {"cpu": 1 << 23, "cuda": 1 << 28}
-#: Floats of the untouched model's log-probabilities that are kept for the next autoencoder (1 GiB,
+#: Floats of the untouched model's probabilities that are kept for the next autoencoder (1 GiB,
 #: 8 GiB); those beyond are computed again.
 KEPT_FLOATS = {"cpu": 1 << 28, "cuda": 1 << 31}
 #: Pre-activations of which half, say, are positive and walked on the CPU (1 GiB in its arrays).
@@ -74,7 +74,7 @@ class HeldOut:
         )
         x, self._mean, self._scale = normalise(self.residual[:, self._first :])
         self.x = x.reshape(-1, x.shape[-1])
-        self._original: dict[tuple[int, int], Tensor] = {}
+        self._untouched: dict[tuple[int, int], Untouched] = {}
 
     def __len__(self) -> int:
         """How many contexts."""
@@ -117,21 +117,18 @@ class HeldOut:
         """Sum a number per row `[rows]` over the positions of each context, float64."""
         return per_row.double().reshape(-1, self.positions).sum(1)
 
-    def original_log_probabilities(self, contexts: slice) -> Tensor:
-        """What the untouched model predicts: `[contexts, context - 1, vocabulary]`.
-
-        The first `KEPT_FLOATS` of them are computed once.
-        """
+    def untouched(self, contexts: slice) -> Untouched:
+        """What the untouched model predicts; the first `KEPT_FLOATS` of it are computed once."""
         key = (contexts.start, contexts.stop)
-        if key not in self._original:
-            found = self.language_model.log_probabilities(
-                self.tokens[contexts], self.residual[contexts]
-            )
-            kept = sum(map(Tensor.numel, self._original.values()))
-            if kept + found.numel() > KEPT_FLOATS[found.device.type]:
+        if key not in self._untouched:
+            tokens = self.tokens[contexts]
+            predicted = self.language_model.log_probabilities(tokens, self.residual[contexts])
+            found = Untouched.of(predicted, tokens)
+            kept = sum(each.probabilities.numel() for each in self._untouched.values())
+            if kept + predicted.numel() > KEPT_FLOATS[predicted.device.type]:
                 return found
-            self._original[key] = found
-        return self._original[key]
+            self._untouched[key] = found
+        return self._untouched[key]
 
     def splice(self, contexts: slice, residual: Tensor) -> Tensor:
         """Activations `[contexts, context, d]` with `residual` where autoencoders see them."""
@@ -157,11 +154,7 @@ class HeldOut:
     @cached_property
     def loss(self) -> Tensor:
         """Cross-entropy of the untouched model, nats, float64 `[contexts]`."""
-        losses = [
-            cross_entropy(self.original_log_probabilities(part), self.tokens[part])
-            for part in self.parts()
-        ]
-        return torch.cat(losses)
+        return torch.cat([self.untouched(part).loss for part in self.parts()])
 
     @cached_property
     def zero_ablated_loss(self) -> float:
