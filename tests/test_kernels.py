@@ -165,19 +165,57 @@ def test_gradients_equal_autograd_through_dense_tensors(dtype, tolerance, select
         else:
             code = kernels.encode_top_k(*encoded, k, bias=p["bias"])
         code = code.with_values(code.values.square() * kernels.gather(p["scale"], code))
-        return kernels.decode(code, p["decoder"], p["pre_bias"])
+        return kernels.squared_error(x, code, p["decoder"], p["pre_bias"])
 
     def plain():
         a = (x - p["pre_bias"]) @ p["encoder"].T + p["bias"]
         z = torch.relu(a)
         if select == "top_k":
             z = torch.zeros_like(z).scatter(1, z.topk(k).indices, z.topk(k).values)
-        return (z.square() * p["scale"]) @ p["decoder"] + p["pre_bias"]
+        error = x - (z.square() * p["scale"]) @ p["decoder"] - p["pre_bias"]
+        return error.square().sum(), error
 
-    torch.testing.assert_close(sparse(), plain(), rtol=tolerance, atol=tolerance)
-    ours = torch.autograd.grad((x - sparse()).square().sum(), list(p.values()))
-    theirs = torch.autograd.grad((x - plain()).square().sum(), list(p.values()))
+    for ours, theirs in zip(sparse(), plain(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    # Of a part of a loss, the whole of which is scaled.
+    ours, theirs = (torch.autograd.grad(0.3 * f()[0], list(p.values())) for f in (sparse, plain))
     for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def nested_problem(backend_dtype, share, seed=5):
+    """Two nested levels beside the first: x, a code of 3 rows for each row, decoder, bias."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, n, d = 12, 60, 16
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=backend_dtype).requires_grad_()
+
+    mask = torch.rand(3 * rows, n, generator=generator) < share
+    mask[4] = False  # a level that adds nothing
+    indptr = torch.cat([torch.zeros(1), mask.sum(1).cumsum(0)]).int()
+    values = draw(int(mask.sum()))
+    code = Code(indptr, mask.nonzero()[:, 1].int(), values, n)
+    return draw(rows, d).detach(), code, draw(n, d), draw(d), mask
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("share", [0.08, 0.5], ids=["sparse", "dense"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_nested_squared_errors_equal_those_written_out(dtype, tolerance, share, biased):
+    x, code, decoder, bias, mask = nested_problem(dtype, share)
+    weights = (0.125, 2.0)
+    ours, error = kernels.squared_error(x, code, decoder, bias if biased else None, weights)
+    z = torch.zeros(mask.shape, dtype=dtype).index_put(tuple(mask.nonzero().T), code.values)
+    decoded = (z @ decoder).view(len(x), 3, -1)
+    wanted = [x - decoded[:, : level + 1].sum(1) - biased * bias for level in range(3)]
+    parts = [w * e.square().sum() for w, e in zip((1.0, *weights), wanted, strict=True)]
+    torch.testing.assert_close(ours, sum(parts), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(error, wanted[0], rtol=tolerance, atol=tolerance)
+    leaves = [code.values, decoder, *([bias] if biased else [])]
+    for a, b in zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(sum(parts), leaves), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 

@@ -195,6 +195,16 @@ def test_products(d, rows):
         assert found.dtype == expected.dtype
 
 
+@pytest.mark.parametrize("nested", [(), (0.125, 2.0)])
+def test_squared_errors(nested):
+    code = random_code(3 * (1 + len(nested)), 20)
+    for bias in (draw(12, seed=9), None):
+        operands = (draw(3, 12, seed=2), code, draw(20, 12, seed=1), bias, nested, None)
+        found, expected = (b.squared_error(*operands) for b in (gpu, reference))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
 @pytest.mark.parametrize("shape", [(5, 6), (3000,)], ids=["decoder", "bias"])
 def test_adam(shape):
     ours, theirs = draw(*shape), draw(*shape)

@@ -263,7 +263,7 @@ def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
     p = {key: parameter.detach().double() for key, parameter in t.parameters.items()}
     dead = (~alive).nonzero()[:, 0]
     with torch.no_grad():
-        error = (x - t.method.loss(t.parameters, x).reconstruction).double()
+        error = t.method.loss(t.parameters, x).error.double()
     rows = {key: p[key][dead].requires_grad_() for key in ("encoder", "decoder")}
     a = torch.relu((x.double() - p["pre_bias"]) @ rows["encoder"].T)
     top = a.topk(min(SETTINGS["aux_k"], len(dead)))
@@ -294,7 +294,7 @@ def test_the_loss_is_error_by_variance_plus_penalty_plus_auxk():
     t.variance = 0.8
     with torch.no_grad():
         loss = t.method.loss(t.parameters, x)
-        error = x - loss.reconstruction
+        error = loss.error
         used = set(loss.code.indices.tolist())
         dead = torch.tensor([i for i in range(N) if i not in used])
         assert len(dead) > SETTINGS["aux_k"]

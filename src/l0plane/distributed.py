@@ -183,36 +183,22 @@ class Ranks:
         kept = (values[:, self.rank] > least) | (equal[:, self.rank] & first)
         return torch.empty_like(kept).scatter_(1, order, kept)[rows, place]
 
-    def decode(self, code: Code, decoder: Tensor, pre_bias: Tensor | None = None) -> Tensor:
-        """As `kernels.decode`, from the latents of all ranks."""
-        if not self.shard_latents:
-            return kernels.decode(code, decoder, pre_bias)
-        decoded = _Sum.apply(kernels.decode(code, decoder))
-        return decoded if pre_bias is None else decoded + self.once(pre_bias)
-
-    def once(self, parameter: Tensor) -> Tensor:
-        """A parameter that is added to a sum over latents: only rank 0's copy has a gradient."""
-        return parameter.detach() if self.shard_latents and self.rank else parameter
+    def squared_error(
+        self,
+        x: Tensor,
+        code: Code,
+        decoder: Tensor,
+        pre_bias: Tensor | None = None,
+        nested: Sequence[float] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """As `kernels.squared_error`, of what the latents of all ranks decode."""
+        whole = self.sum if self.shard_latents else None
+        if whole and self.rank and pre_bias is not None:
+            pre_bias = pre_bias.detach()  # its gradients are added up: rank 0's is that of all
+        return kernels.squared_error(x, code, decoder, pre_bias, nested, whole)
 
 
 ALONE = Ranks()
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over ranks of what each decoded.
-
-    Every rank computes the same loss of it, so its gradient is that of each part as it is.
-    """
-
-    @staticmethod
-    def forward(ctx, part):
-        ctx.mark_dirty(part)
-        dist.all_reduce(part)
-        return part
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
 
 
 class SharedCheckpoint(Checkpoint):

@@ -18,7 +18,6 @@ from l0plane import kernels
 from l0plane.distributed import REPLICATED
 from l0plane.kernels import AdamState
 from l0plane.methods import Method, Parameters
-from l0plane.methods.base import squared_error
 
 #: A loss (in normalised MSE, of which the mean activation alone gives 1) or a gradient norm beyond
 #: this has exploded: nothing good comes of it, though the numbers may stay finite for long.
@@ -138,8 +137,7 @@ class Trainer:
         """
         loss = self.method.loss(self.parameters, rows)
         total = scale * loss.objective
-        error = (rows - loss.reconstruction).detach()
-        squared = _squared_norm(error)
+        squared = _squared_norm(loss.error)
         self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
         revived: Parameters = {}
         dead = loss.code.indices[:0].long()
@@ -149,7 +147,7 @@ class Trainer:
                 # Leaves of their own: gradients of a few rows, not two more of all of them.
                 for key in ("encoder", "decoder"):
                     revived[key] = self.parameters[key].detach()[dead].requires_grad_()
-                missed = self._auxk(rows, error, squared, **revived)
+                missed = self._auxk(rows, loss.error, squared, **revived)
                 total = total + self.settings["aux_weight"] * missed
         objective = total.detach()
         penalty: Tensor | float = 0.0
@@ -219,7 +217,8 @@ class Trainer:
         ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
         whole = ranks.over_rows(squared).to(squared.dtype)
         code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
-        return (squared_error(error, ranks.decode(code, decoder)) / whole).nan_to_num()
+        missed, _ = ranks.squared_error(error, code, decoder)
+        return (missed / whole).nan_to_num()
 
 
 def _squared_norm(x: Tensor) -> Tensor:

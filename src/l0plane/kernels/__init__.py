@@ -1,15 +1,16 @@
 """Sparse code operations: one interface, each tested against `reference`.
 
-`encode`, `decode` and `gather` are differentiable; their gradients, too, run on the active
-triples. In float32 compiled kernels do the work: on the CPU those of `cpu`, on a GPU those of
-`gpu`. Anywhere else, and where numba or Triton is missing, the plain PyTorch of `reference`.
+The `encode` functions, `squared_error` and `gather` are differentiable; their gradients, too, run
+on the active triples. In float32 compiled kernels do the work: on the CPU those of `cpu`, on a GPU
+those of `gpu`. Anywhere else, and where numba or Triton is missing, the plain PyTorch of
+`reference`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "gather",
     "parted",
     "places",
+    "squared_error",
     "top_k_mask",
     "transpose",
 ]
@@ -170,34 +172,66 @@ class _Encode(torch.autograd.Function):
 # --- the decoder
 
 
-def decode(code: Code, decoder: Tensor, pre_bias: Tensor | None = None) -> Tensor:
-    """`x^ = z decoder + pre_bias`, `[rows, d]`, from a code and a decoder `[n, d]`.
+def decode(code: Code, decoder: Tensor, pre_bias: Tensor) -> Tensor:
+    """`x^ = z decoder + pre_bias`, `[rows, d]`, of a code and a decoder `[n, d]`; no gradient."""
+    return _backend(decoder).product(code, decoder, pre_bias)
 
-    Differentiable in the code's values, the decoder and the bias.
+
+def squared_error(
+    x: Tensor,
+    code: Code,
+    decoder: Tensor,
+    pre_bias: Tensor | None = None,
+    nested: Sequence[float] = (),
+    whole: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`||x - x^||^2` summed over the batch, where `x^ = z decoder + pre_bias`; and `x - x^`.
+
+    One pass over the active triples gives reconstructions, errors and the gradient at each triple,
+    while the decoder's rows are at hand.
+
+    Args:
+        x: what is reconstructed, `[rows, d]`.
+        code: of `rows` rows; with `nested` see there.
+        decoder: `[n, d]`.
+        pre_bias: `[d]`, or none.
+        nested: weights of the squared errors of further reconstructions, which are added. Row `r`
+            then has `1 + len(nested)` rows of the code, one after the other: the first is decoded
+            to its first reconstruction, each other one to what the next has beyond the one before.
+        whole: of what is decoded `[any, d]`, in place, the sum over all latents, where `code` and
+            `decoder` have some of them.
+
+    Returns:
+        The sum `[]`, differentiable in the code's values, the decoder and the bias; and the errors
+        of the first reconstructions `[rows, d]`, which have no gradient.
     """
-    return _Decode.apply(code, code.values, decoder, pre_bias)
+    return _SquaredError.apply(x, code, code.values, decoder, pre_bias, nested, whole)
 
 
-class _Decode(torch.autograd.Function):
+class _SquaredError(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, code, values, decoder, pre_bias):
-        ctx.code = code.with_values(values.detach())
-        ctx.save_for_backward(decoder)
-        return _backend(decoder).product(ctx.code, decoder, pre_bias)
+    def forward(ctx, x, code, values, decoder, pre_bias, nested, whole):
+        backend = _backend(decoder)
+        code = code.with_values(values.detach())
+        total, error, pull, sampled = backend.squared_error(
+            x, code, decoder, pre_bias, nested, whole
+        )
+        ctx.code, ctx.levels = code, 1 + len(nested)
+        ctx.save_for_backward(pull, sampled)
+        ctx.mark_non_differentiable(error)
+        return total, error
 
     @staticmethod
-    def backward(ctx, grad):
-        (decoder,) = ctx.saved_tensors
-        backend = _backend(grad)
-        grad_values = grad_decoder = grad_bias = None
+    def backward(ctx, grad, _):
+        pull, sampled = ctx.saved_tensors
+        scale = -2 * grad
+        grad_decoder = grad_bias = None
         if ctx.needs_input_grad[3]:
-            grad_bias = grad.sum(0)
-        grad = backend.operand(grad)
-        if ctx.needs_input_grad[1]:
-            grad_values = backend.sampled_product(ctx.code, grad, decoder)
-        if ctx.needs_input_grad[2]:
-            grad_decoder = backend.transposed_product(ctx.code, grad)
-        return None, grad_values, grad_decoder, grad_bias
+            scaled = ctx.code.with_values(ctx.code.values * scale)
+            grad_decoder = _backend(sampled).transposed_product(scaled, pull)
+        if ctx.needs_input_grad[4]:
+            grad_bias = pull[:: ctx.levels].sum(0).mul_(scale)
+        return None, None, sampled * scale, grad_decoder, grad_bias, None, None
 
 
 # --- one number per latent, at the active places

@@ -48,23 +48,28 @@ def sampled(starts, counts, indices, left, right, out):
 
     A row `r` of `left [rows, d]` has `counts[r]` indices from `starts[r]` on.
     """
-    d = left.shape[1]
     for r in prange(len(left)):
-        row, last = left[r], starts[r] + counts[r] - 1
-        # Four at a time: sums that wait for nothing, and a quarter of the loads of the row. At the
-        # end the last one again, so that equal rows of `right` have equal products.
-        for e0 in range(starts[r], last + 1, 4):
-            e1, e2, e3 = min(e0 + 1, last), min(e0 + 2, last), min(e0 + 3, last)
-            r0, r1, r2, r3 = (
-                right[indices[e0]],
-                right[indices[e1]],
-                right[indices[e2]],
-                right[indices[e3]],
-            )
-            t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-            for c in range(d):
-                t0 += row[c] * r0[c]
-                t1 += row[c] * r1[c]
-                t2 += row[c] * r2[c]
-                t3 += row[c] * r3[c]
-            out[e0], out[e1], out[e2], out[e3] = t0, t1, t2, t3
+        dots(left[r], starts[r], starts[r] + counts[r], indices, right, out)
+
+
+@njit(cache=True, fastmath=FAST)
+def dots(row, start, end, indices, right, out):
+    """The same for one row `[d]`, whose indices go from `start` to `end`."""
+    last = end - 1
+    # Four at a time: sums that wait for nothing, and a quarter of the loads of the row. At the
+    # end the last one again, so that equal rows of `right` have equal products.
+    for e0 in range(start, end, 4):
+        e1, e2, e3 = min(e0 + 1, last), min(e0 + 2, last), min(e0 + 3, last)
+        r0, r1, r2, r3 = (
+            right[indices[e0]],
+            right[indices[e1]],
+            right[indices[e2]],
+            right[indices[e3]],
+        )
+        t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for c in range(len(row)):
+            t0 += row[c] * r0[c]
+            t1 += row[c] * r1[c]
+            t2 += row[c] * r2[c]
+            t3 += row[c] * r3[c]
+        out[e0], out[e1], out[e2], out[e3] = t0, t1, t2, t3

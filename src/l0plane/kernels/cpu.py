@@ -7,7 +7,8 @@ work is on the active triples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import ByLatent, Code
-from l0plane.kernels.arrays import FAST, array, sampled, tiles
+from l0plane.kernels import reference
+from l0plane.kernels.arrays import FAST, array, dots, sampled, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 from l0plane.kernels.reference import centred as centred
 from l0plane.kernels.reference import operand as operand
@@ -176,23 +178,26 @@ def product(code: Code, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _product(indptr, indices, values, matrix, out):
-    d = matrix.shape[1]
     for r in prange(len(indptr) - 1):
-        target = out[r]
-        target[:] = 0
-        # Four at a time: a quarter of the loads and stores of the target (1.4 times faster).
-        start, end = indptr[r], indptr[r + 1]
-        four = start + (end - start) // 4 * 4
-        for e in range(start, four, 4):
-            v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-            s0, s1 = matrix[indices[e]], matrix[indices[e + 1]]
-            s2, s3 = matrix[indices[e + 2]], matrix[indices[e + 3]]
-            for c in range(d):
-                target[c] += v0 * s0[c] + v1 * s1[c] + v2 * s2[c] + v3 * s3[c]
-        for e in range(four, end):
-            v, s = values[e], matrix[indices[e]]
-            for c in range(d):
-                target[c] += v * s[c]
+        _decoded(indptr[r], indptr[r + 1], indices, values, matrix, out[r])
+
+
+@njit(cache=True, fastmath=FAST)
+def _decoded(start, end, indices, values, matrix, target):
+    """Write to `target [d]` the sum of the matrix' rows from triple `start` to `end`."""
+    target[:] = 0
+    # Four at a time: a quarter of the loads and stores of the target (1.4 times faster).
+    four = start + (end - start) // 4 * 4
+    for e in range(start, four, 4):
+        v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
+        s0, s1 = matrix[indices[e]], matrix[indices[e + 1]]
+        s2, s3 = matrix[indices[e + 2]], matrix[indices[e + 3]]
+        for c in range(len(target)):
+            target[c] += v0 * s0[c] + v1 * s1[c] + v2 * s2[c] + v3 * s3[c]
+    for e in range(four, end):
+        v, s = values[e], matrix[indices[e]]
+        for c in range(len(target)):
+            target[c] += v * s[c]
 
 
 def transposed_product(code: Code, matrix: Tensor) -> Tensor:
@@ -267,6 +272,69 @@ def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
         indptr[:-1], np.diff(indptr), array(code.indices), array(left), array(right), array(out)
     )
     return out
+
+
+def squared_error(
+    x: Tensor,
+    code: Code,
+    decoder: Tensor,
+    pre_bias: Tensor | None,
+    nested: Sequence[float],
+    whole: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.squared_error`, but where a product is dense or not whole a row at a time."""
+    if whole is not None or _is_dense(code):
+        products = sys.modules[__name__]
+        return reference.squared_error(x, code, decoder, pre_bias, nested, whole, products)
+    rows, d = x.shape
+    error, pull = torch.empty(rows, d), torch.empty(code.shape[0], d)
+    sampled, norms = torch.empty(len(code.indices)), torch.empty(rows)
+    _squared_error(
+        array(x),
+        array(code.indptr),
+        array(code.indices),
+        array(code.values),
+        array(decoder),
+        np.zeros(d, np.float32) if pre_bias is None else array(pre_bias),
+        np.array([1.0, *nested], np.float32),
+        array(error),
+        array(pull),
+        array(sampled),
+        array(norms),
+    )
+    return norms.sum(), error, pull, sampled
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _squared_error(x, indptr, indices, values, decoder, bias, weights, error, pull, sampled, norms):
+    levels, d = len(weights), x.shape[1]
+    for r in prange(len(x)):
+        norm, before = np.float32(0.0), error[r]
+        for c in range(d):
+            before[c] = x[r, c] - bias[c]
+        first = r * levels
+        for level in range(levels):
+            e = first + level
+            target = pull[e]
+            _decoded(indptr[e], indptr[e + 1], indices, values, decoder, target)
+            square = np.float32(0.0)
+            for c in range(d):
+                target[c] = before[c] - target[c]
+                square += target[c] * target[c]
+            norm += weights[level] * square
+            before = target
+        norms[r] = norm
+        error[r] = pull[first]
+        for level in range(levels - 1, -1, -1):
+            e = first + level
+            target = pull[e]
+            if level > 0:
+                for c in range(d):
+                    target[c] *= weights[level]
+            if level < levels - 1:
+                for c in range(d):
+                    target[c] += pull[e + 1, c]
+            dots(target, indptr[e], indptr[e + 1], indices, decoder, sampled)
 
 
 def latent_sums(code: Code) -> Tensor:

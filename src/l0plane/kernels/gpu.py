@@ -30,6 +30,7 @@ from l0plane.kernels.gpu_products import latent_sums as latent_sums
 from l0plane.kernels.gpu_products import operand as operand
 from l0plane.kernels.gpu_products import product as product
 from l0plane.kernels.gpu_products import sampled_product as sampled_product
+from l0plane.kernels.gpu_products import squared_error as squared_error
 from l0plane.kernels.gpu_products import transpose as transpose
 from l0plane.kernels.gpu_products import transposed_product as transposed_product
 from l0plane.kernels.gpu_selection import select_above as select_above

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -161,6 +164,19 @@ def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
         return reference.sampled_product(code, left.float(), right.float())
     out = torch.empty(len(code.indices), device=left.device)
     return sampled(code.indptr[:-1], code.indptr[1:], code.indices, left, right, out)
+
+
+def squared_error(
+    x: Tensor,
+    code: Code,
+    decoder: Tensor,
+    pre_bias: Tensor | None,
+    nested: Sequence[float],
+    whole: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.squared_error`."""
+    products = sys.modules[__name__]
+    return reference.squared_error(x, code, decoder, pre_bias, nested, whole, products)
 
 
 def sampled(

@@ -6,7 +6,13 @@ compiler. Simple rather than fast: products go through the dense code.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,6 +142,39 @@ def transposed_product(code: Code, matrix: Tensor) -> Tensor:
 def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
     """`left [rows, d] right^T [d, n]` at the active places only: `[nnz]`."""
     return (left @ right.T)[code.rows, code.indices.long()]
+
+
+def squared_error(
+    x: Tensor,
+    code: Code,
+    decoder: Tensor,
+    pre_bias: Tensor | None,
+    nested: Sequence[float],
+    whole: Callable[[Tensor], Tensor] | None,
+    backend: Any = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `kernels.squared_error` needs, by the products of a `backend` (of this one).
+
+    Returns:
+        The sum `[]`; the errors of the first reconstructions `[rows, d]`; `pull`, of which -2 is
+        the gradient by what each row of the code is decoded to, `[rows of the code, d]`; and
+        `pull` times each active triple's row of the decoder, `[nnz]`.
+    """
+    backend = backend or sys.modules[__name__]
+    decoded = backend.product(code, decoder)
+    if whole is not None:
+        decoded = whole(decoded)
+    error = x if pre_bias is None else x - pre_bias
+    errors = []
+    for part in decoded.view(len(x), -1, x.shape[1]).unbind(1):
+        error = error - part
+        errors.append(error)
+    weighted = [errors[0], *(w * e for w, e in zip(nested, errors[1:], strict=True))]
+    squares = [w.flatten().dot(e.flatten()) for w, e in zip(weighted, errors, strict=True)]
+    # What a row is decoded to is in its own reconstruction and in all after it.
+    pulls = list(accumulate(reversed(weighted), add))[::-1]
+    pull = torch.stack(pulls, 1).flatten(0, 1) if nested else errors[0]
+    return reduce(add, squares), errors[0], pull, backend.sampled_product(code, pull, decoder)
 
 
 def latent_sums(code: Code) -> Tensor:

@@ -24,8 +24,8 @@ class Loss(NamedTuple):
 
     objective: Tensor
     """Sum over the batch of the method's squared errors (one or several): what is minimised."""
-    reconstruction: Tensor
-    """`[rows, d]`: the reconstruction that the method is judged by."""
+    error: Tensor
+    """`[rows, d]`: the batch less the reconstruction that the method is judged by."""
     code: Code
     """The code of that reconstruction."""
     penalty: Tensor | None = None
@@ -79,11 +79,13 @@ class Method(ABC):
         parameters = {"encoder": decoder.clone(), "decoder": decoder, "pre_bias": pre_bias}
         own = self.extra_parameters(len(decoder))
         parameters |= {k: p.to(sample.device) for k, p in own.items()}
+        rows = self.ranks.rows(sample)
         with torch.no_grad():
-            start = self.loss(parameters, self.ranks.rows(sample)).reconstruction - pre_bias
-        norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))
-        if norm == 0:
+            loss = self.loss(parameters, rows)
+        if not self.ranks.over_all(len(loss.code.indices)):
             raise UserError(self.silent_at_start())
+        start = rows - loss.error - pre_bias
+        norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))
         parameters["encoder"] *= (sample - pre_bias).norm() / norm
         return parameters
 
@@ -110,27 +112,6 @@ class Method(ABC):
     @abstractmethod
     def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
         """The trained autoencoder; `batches` of training activations are there for estimates."""
-
-
-def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
-    """Sum over the batch of `||x - x^||^2`."""
-    return _SquaredError.apply(x, reconstruction)
-
-
-class _SquaredError(torch.autograd.Function):
-    """In three passes over memory, forward and backward, where autograd's own takes eight."""
-
-    @staticmethod
-    def forward(ctx, x, reconstruction):
-        error = (x - reconstruction).flatten()
-        ctx.save_for_backward(error)
-        ctx.shape = x.shape
-        return error.dot(error)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (error,) = ctx.saved_tensors
-        return None, (-2 * grad * error).view(ctx.shape)
 
 
 def geometric_median(x: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:

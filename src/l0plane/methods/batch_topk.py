@@ -15,7 +15,7 @@ from torch import Tensor
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, JumpReLU
 from l0plane.code import Code
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 THRESHOLD_BATCHES = 64
 
@@ -28,8 +28,8 @@ class BatchTopKMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k B` largest."""
         code = self._select(parameters, x)
-        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
-        return Loss(squared_error(x, reconstruction), reconstruction, code)
+        decoder, pre_bias = parameters["decoder"], parameters["pre_bias"]
+        return Loss(*self.ranks.squared_error(x, code, decoder, pre_bias), code)
 
     def _select(self, p: Parameters, x: Tensor) -> Code:
         inputs = (x, p["pre_bias"], p["encoder"])

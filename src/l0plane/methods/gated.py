@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, Gated
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class GatedMethod(Method):
@@ -31,12 +31,12 @@ class GatedMethod(Method):
         magnitude = kernels.gather(p["log_scale"].exp(), gate) * a
         values = torch.relu(magnitude + kernels.gather(p["magnitude_bias"], gate))
         code = gate.with_values(values)
-        reconstruction = self.ranks.decode(code, p["decoder"], p["pre_bias"])
-        frozen = self.ranks.decode(gate, p["decoder"].detach(), p["pre_bias"].detach())
-        objective = squared_error(x, reconstruction) + squared_error(x, frozen)
+        decoder, pre_bias = p["decoder"], p["pre_bias"]
+        objective, error = self.ranks.squared_error(x, code, decoder, pre_bias)
+        frozen, _ = self.ranks.squared_error(x, gate, decoder.detach(), pre_bias.detach())
         with torch.no_grad():
             active = code.keep(values > 0)
-        return Loss(objective, reconstruction, active, gate.values.sum())
+        return Loss(objective + frozen, error, active, gate.values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """The gate's and the magnitude's parameters become the activation function."""

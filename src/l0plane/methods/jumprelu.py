@@ -18,7 +18,7 @@ from torch import Tensor
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, JumpReLU
 from l0plane.files import UserError
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class _Jump(torch.autograd.Function):
@@ -90,10 +90,10 @@ class JumpReLUMethod(Method):
         )
         values, count = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
         code = near.with_values(values)
-        reconstruction = self.ranks.decode(code, p["decoder"], p["pre_bias"])
+        objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
         with torch.no_grad():
             active = code.keep(values > 0)
-        return Loss(squared_error(x, reconstruction), reconstruction, active, count)
+        return Loss(objective, error, active, count)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """As trained, with the thresholds themselves."""

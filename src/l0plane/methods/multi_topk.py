@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l0plane import kernels
-from l0plane.methods.base import Loss, Parameters, squared_error
+from l0plane.methods.base import Loss, Parameters
 from l0plane.methods.topk import TopKMethod
 
 WIDER = 4
@@ -24,12 +24,9 @@ class MultiTopKMethod(TopKMethod):
             among_k = self.ranks.top_k_mask(wide, k)
             narrow = wide.keep(among_k)
             wide, halves = wide.parted(among_k)
-        # The k largest of a row are decoded once, as a row of their own beside that of the others:
-        # both reconstructions are sums of the two, and each of the 4k is walked once.
+        # The k largest of a row are a row of their own before that of the others, which the second
+        # reconstruction has beyond the first: each of the 4k is walked once.
         wide = kernels.encoded(wide, x, pre_bias, parameters["encoder"])
-        decoded = self.ranks.decode(halves.with_values(wide.values), parameters["decoder"])
-        from_narrow, from_rest = decoded.view(-1, 2, x.shape[1]).unbind(1)
-        reconstruction = from_narrow + self.ranks.once(pre_bias)
-        objective = squared_error(x, reconstruction)
-        objective = objective + WIDER_WEIGHT * squared_error(x, reconstruction + from_rest)
-        return Loss(objective, reconstruction, narrow)
+        code, nested = halves.with_values(wide.values), (WIDER_WEIGHT,)
+        errors = self.ranks.squared_error(x, code, parameters["decoder"], pre_bias, nested)
+        return Loss(*errors, narrow)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, JumpReLU
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class _ReLUGradient(torch.autograd.Function):
@@ -50,14 +50,12 @@ class _ProLU(Method):
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error, and the L1 norm as the penalty."""
-        bias = parameters["encoder_bias"]
-        selected = kernels.encode_above(
-            x, parameters["pre_bias"], parameters["encoder"], threshold=_threshold(bias)
-        )
+        p, bias = parameters, parameters["encoder_bias"]
+        selected = kernels.encode_above(x, p["pre_bias"], p["encoder"], threshold=_threshold(bias))
         values = self.gradient.apply(selected.values, kernels.gather(bias, selected))
         code = selected.with_values(values)
-        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
-        return Loss(squared_error(x, reconstruction), reconstruction, code, values.sum())
+        objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
+        return Loss(objective, error, code, values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """Exactly a JumpReLU with threshold `max(0, -b)` and no encoder bias."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, ReLU
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class ReLUMethod(Method):
@@ -22,11 +22,10 @@ class ReLUMethod(Method):
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error, and the L1 norm as the penalty."""
-        code = kernels.encode_above(
-            x, parameters["pre_bias"], parameters["encoder"], bias=parameters["encoder_bias"]
-        )
-        reconstruction = self.ranks.decode(code, parameters["decoder"], parameters["pre_bias"])
-        return Loss(squared_error(x, reconstruction), reconstruction, code, code.values.sum())
+        p = parameters
+        code = kernels.encode_above(x, p["pre_bias"], p["encoder"], bias=p["encoder_bias"])
+        objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
+        return Loss(objective, error, code, code.values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """As trained."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l0plane import kernels
 from l0plane.autoencoder import Autoencoder
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class ScaledReLUMethod(Method):
@@ -29,8 +29,8 @@ class ScaledReLUMethod(Method):
         code = frozen.with_values(
             frozen.values * kernels.gather(parameters["log_scale"].exp(), frozen)
         )
-        reconstruction = self.ranks.decode(code, self.base.decoder, self.base.pre_bias)
-        return Loss(squared_error(x, reconstruction), reconstruction, code)
+        decoder, pre_bias = self.base.decoder, self.base.pre_bias
+        return Loss(*self.ranks.squared_error(x, code, decoder, pre_bias), code)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """The scales fold into the encoder: `s ReLU(v) = ReLU(s v)`; the decoder stays unit."""

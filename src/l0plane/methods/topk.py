@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l0plane.autoencoder import Autoencoder, TopK
-from l0plane.methods.base import Loss, Method, Parameters, squared_error
+from l0plane.methods.base import Loss, Method, Parameters
 
 
 class TopKMethod(Method):
@@ -21,8 +21,7 @@ class TopKMethod(Method):
         """Squared error of the `k` largest."""
         pre_bias, encoder = parameters["pre_bias"], parameters["encoder"]
         code = self.ranks.encode_top_k(x, pre_bias, encoder, int(self.l0))
-        reconstruction = self.ranks.decode(code, parameters["decoder"], pre_bias)
-        return Loss(squared_error(x, reconstruction), reconstruction, code)
+        return Loss(*self.ranks.squared_error(x, code, parameters["decoder"], pre_bias), code)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """As trained; TopK has no encoder bias."""
