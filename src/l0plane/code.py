@@ -39,7 +39,7 @@ class Code:
     @property
     def shape(self) -> tuple[int, int]:
         """`(rows, n)`."""
-        return len(self.indptr) - 1, self.n
+        return self.indptr.shape[0] - 1, self.n
 
     @property
     def l0(self) -> Tensor:
