@@ -14,7 +14,7 @@ from l0plane.autoencoder import Autoencoder, TopK
 from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.processes import _cause
-from l0plane.tuning import choose, validate
+from l0plane.tuning import choose, neighbour, validate
 
 
 @pytest.fixture
@@ -105,6 +105,19 @@ def test_what_diverged_is_never_chosen():
     assert table["diverged"].tolist() == [True, True, False, False]
     assert table["off_target"].tolist() == [True, False, True, False]
     assert table["chosen"].tolist() == [False, False, False, True]
+
+
+def test_neighbours_of_the_best_of_the_grid_have_its_knob():
+    rates = {"learning_rate": [0.001, 0.002, 0.004, 0.002]}
+    knob = {"knob": "width", "value": [1.0, 1.0, 1.0, 3.0]}
+    grid = candidates(nmse=[0.4, 0.3, 0.1, 0.2], l0=[10.0, 10.0, 20.0, 10.0], **rates, **knob)
+    assert neighbour(grid, "lower") == {"learning_rate": 0.0014, "width": 3.0}
+    assert neighbour(grid, "higher") == {"learning_rate": 0.0028, "width": 3.0}
+    plain = grid.assign(knob=None, value=math.nan)
+    assert neighbour(plain, "higher") == {"learning_rate": 0.0028}
+    # None that can be chosen: beside the one that lost least.
+    none = plain.assign(nmse=[math.nan, 3.0, 2.0, 4.0])
+    assert neighbour(none.assign(l0=10.0), "lower") == {"learning_rate": 0.0028}
 
 
 def test_validation_of_a_known_autoencoder():

@@ -61,7 +61,11 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
         # At each of four L0s six learning rates of nine methods, and of one with two bandwidths.
-        (["tune"], {"choose_tuning": 1, "tune_candidate": 4 * 6 * (9 + 1)}),
+        # Then two more beside the best one.
+        (
+            ["tune"],
+            {"choose_tuning": 1, "tune_candidate": 4 * 6 * (9 + 1), "tune_neighbour": 4 * 2 * 9},
+        ),
         (["language_model"], {"train_language_model": 1}),
     ],
 )

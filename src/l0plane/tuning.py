@@ -13,6 +13,8 @@ from l0plane.autoencoder import Autoencoder
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
+#: By what factor the rates differ from the grid's best that are tried once it is known.
+SIDES = {"lower": 2**-0.5, "higher": 2**0.5}
 
 
 @torch.no_grad()
@@ -61,3 +63,21 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     for offset, (name, column) in enumerate(columns.items()):
         table.insert(place + offset, name, column & ~off_target if name == "chosen" else column)
     return table
+
+
+def neighbour(grid: pd.DataFrame, side: str) -> dict[str, float]:
+    """What a candidate beside the best one of the grid changes in its method's hyperparameters.
+
+    Args:
+        grid: rows of tuning.csv, those of one method and L0; `choose` need not have seen them.
+        side: one of `SIDES`.
+
+    Returns:
+        The learning rate, of two digits, and the best one's value of the knob, if it has one. If
+        none of the grid can be chosen, beside the one of them that came closest.
+    """
+    table = choose(grid)
+    order = table.sort_values(["chosen", "off_target", "nmse"], ascending=[False, True, True])
+    best = order.iloc[0]
+    changed = {"learning_rate": float(f"{best['learning_rate'] * SIDES[side]:.2g}")}
+    return changed | ({best["knob"]: best["value"]} if isinstance(best["knob"], str) else {})

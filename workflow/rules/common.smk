@@ -11,6 +11,7 @@ from l0plane import config as l0config
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
+from l0plane.tuning import SIDES
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -59,6 +60,8 @@ wildcard_constraints:
     n=r"\d+",
     l0=r"\d+",
     seed=r"\d+",
+    candidate=r"learning_rate.+",
+    side="|".join(SIDES),
 
 
 # --- the language model
@@ -315,13 +318,19 @@ def tuned_methods():
 
 
 def tuning_candidates():
-    """The tables of all candidates of all tuned methods."""
+    """The tables of all candidates of all tuned methods, and of the best one's neighbours."""
     return [
         f"{RESULTS}/tuning/{method}/l{l0}-{candidate}.csv"
         for method in tuned_methods()
         for l0 in config["tuning"]["l0"]
-        for candidate in l0config.candidates(config, METHODS[method])
+        for candidate in [*l0config.candidates(config, METHODS[method]), *SIDES]
     ]
+
+
+def grid_candidates(wildcards):
+    """The tables of a method's candidates at one L0, of which the best one's neighbours are tried."""
+    found = l0config.candidates(config, METHODS[wildcards.method])
+    return [f"{RESULTS}/tuning/{wildcards.method}/l{wildcards.l0}-{name}.csv" for name in found]
 
 
 def searched_lambdas():
@@ -342,15 +351,12 @@ def candidate_base(wildcards):
 
 
 def candidate_changes(wildcards):
-    """What a candidate changes in its method's hyperparameters."""
-    facts = METHODS[wildcards.method]
-    return l0config.candidates(config, facts)[wildcards.candidate]
+    """What a candidate of the grid changes in its method's hyperparameters.
 
-
-def candidate_hyperparameters(wildcards):
-    """All hyperparameters of a candidate, each a number."""
-    own = hyperparameters_at(wildcards.method, config["sparsity_panel"]["n"], wildcards.l0)
-    return {**own, **candidate_changes(wildcards)}
+    Of a neighbour, nothing that is known before the grid is.
+    """
+    found = l0config.candidates(config, METHODS[wildcards.method])
+    return found.get(wildcards.get("candidate"), {})
 
 
 # --- figures, tables, claims

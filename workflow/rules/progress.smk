@@ -15,6 +15,7 @@ from l0plane.progress import Progress
 KINDS = {
     "search_lambda": "searches for lambda",
     "tune_candidate": "tuning candidates",
+    "tune_neighbour": "tuning candidates",
     **{f"train_{method}": "trainings" for method in METHODS},
     **{group.name: "trainings" for group in GROUPS.values()},
     **{f"evaluate_{method}": "evaluations" for method in SERIES},

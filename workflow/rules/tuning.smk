@@ -18,13 +18,31 @@ rule tune_candidate:
         run=config["run"],
         n=config["sparsity_panel"]["n"],
         settings={**config["training"], "tokens": config["tuning"]["tokens"]},
-        hyperparameters=candidate_hyperparameters,
+        hyperparameters=lambda wildcards: hyperparameters_at(
+            wildcards.method, config["sparsity_panel"]["n"], wildcards.l0
+        ),
         penalised=lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
         changed=candidate_changes,
     message:
         "Tuning: {wildcards.method} at L0 {wildcards.l0} with {wildcards.candidate}"
     script:
         "../scripts/tune_candidate.py"
+
+
+use rule tune_candidate as tune_neighbour with:
+    input:
+        train=rules.activations.output.train,
+        validation=rules.activations.output.validation,
+        base=candidate_base,
+        grid=grid_candidates,
+    output:
+        f"{RESULTS}/tuning/{{method}}/l{{l0}}-{{side}}.csv",
+    log:
+        f"{LOGS}/tuning/{{method}}/l{{l0}}-{{side}}.log",
+    benchmark:
+        f"{LOGS}/tuning/{{method}}/l{{l0}}-{{side}}.tsv"
+    message:
+        "Tuning: {wildcards.method} at L0 {wildcards.l0}, the rate {wildcards.side} than its best"
 
 
 rule choose_tuning:

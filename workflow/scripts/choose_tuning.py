@@ -16,7 +16,10 @@ with job(snakemake):
         raise UserError(
             "tuning.methods: none of them has a learning rate and l0plane's own training"
         )
-    table = choose(pd.concat([tidy.read(path) for path in snakemake.input], ignore_index=True))
+    rows = pd.concat([tidy.read(path) for path in snakemake.input], ignore_index=True)
+    # Where the grid is as fine as that, a neighbour is one of it.
+    candidate = ["method", "l0_target", "learning_rate", "knob", "value"]
+    table = choose(rows.drop_duplicates(candidate, ignore_index=True))
     tidy.write(table, snakemake.output[0])
     shown = ["method", "l0_target", "learning_rate", "knob", "value", "nmse"]
     print(table.loc[table["chosen"], shown].to_string())

@@ -1,9 +1,10 @@
 """One candidate of the tuning: a method with one learning rate (and one value of a knob).
 
-Reads stored activations; trains at one of the L0s that the configuration's tuning section gives and
-writes one row with the errors on the validation activations, at equal L0: a penalty's lambda is
-searched for anew, since it depends on the learning rate. A training that fails is a row too. A job
-that was killed goes on from what lies beside its log.
+Reads stored activations, and for a neighbour of the best of the grid the rows of these; trains at
+one of the L0s that the configuration's tuning section gives and writes one row with the errors on
+the validation activations, at equal L0: a penalty's lambda is searched for anew, since it depends
+on the learning rate. A training that fails is a row too. A job that was killed goes on from what
+lies beside its log.
 """
 
 import math
@@ -20,7 +21,7 @@ from l0plane.files import rebuilt_by_the_run
 from l0plane.jobs import job
 from l0plane.lambdas import TRIED, Progress, error_at, search_lambda
 from l0plane.training import train
-from l0plane.tuning import validate
+from l0plane.tuning import neighbour, validate
 
 with job(snakemake):
     params, method = snakemake.params, snakemake.wildcards.method
@@ -28,7 +29,11 @@ with job(snakemake):
     store = ActivationStore(snakemake.input.train, available_device())
     n, l0 = level = params.n, int(snakemake.wildcards.l0)
     keys = {"run": params.run, "method": method, "n": n, "l0_target": l0, "seed": 0}
-    hyperparameters = params.hyperparameters
+    changed = params.changed
+    if grid := snakemake.input.get("grid"):
+        rows = pd.concat([tidy.read(path) for path in grid], ignore_index=True)
+        changed = neighbour(rows, snakemake.wildcards.side)
+    hyperparameters = {**params.hyperparameters, **changed}
     validation = ActivationStore(snakemake.input.validation, available_device())
     base = snakemake.input.get("base")
     place = Path(snakemake.log[0]).with_suffix(".checkpoint")
@@ -54,8 +59,8 @@ with job(snakemake):
     except Failed as error:
         print(error)
         measured = dict.fromkeys(TRIED, math.nan)
-    knob = next((name for name in params.changed if name != "learning_rate"), None)
-    row = {"knob": knob, "value": params.changed.get(knob, math.nan), **measured}
+    knob = next((name for name in changed if name != "learning_rate"), None)
+    row = {"knob": knob, "value": changed.get(knob, math.nan), **measured}
     last = {
         "training_tokens": params.settings["tokens"],
         "learning_rate": hyperparameters["learning_rate"],
