@@ -25,7 +25,7 @@ import yaml
 
 from l0plane import config as l0config
 from l0plane.penalty import SEARCH, TRIALS
-from l0plane.tuning import SIDES
+from l0plane.tuning import sides
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -51,7 +51,8 @@ def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list
             lambda name: l0config.tunable(methods[name]), config["tuning"]["methods"]
         ):
             each = SEARCH if l0config.penalised(methods[name]) else 1
-            candidates = len(l0config.candidates(config, methods[name])) + len(SIDES)
+            candidates = len(l0config.candidates(config, methods[name]))
+            candidates += len(sides(config["tuning"]["learning_rates"]))
             candidates *= len(config["tuning"]["l0"])
             one = (config["tuning"]["tokens"], config["sparsity_panel"]["n"])
             found["tuning"] += [one] * (each * candidates)

@@ -14,7 +14,7 @@ from l0plane.autoencoder import Autoencoder, TopK
 from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.processes import _cause
-from l0plane.tuning import choose, neighbour, validate
+from l0plane.tuning import choose, neighbour, sides, validate
 
 
 @pytest.fixture
@@ -115,9 +115,10 @@ def test_neighbours_of_the_best_of_the_grid_have_its_knob():
     assert neighbour(grid, "higher") == {"learning_rate": 0.0028, "width": 3.0}
     plain = grid.assign(knob=None, value=math.nan)
     assert neighbour(plain, "higher") == {"learning_rate": 0.0028}
-    # None that can be chosen: beside the one that lost least.
-    none = plain.assign(nmse=[math.nan, 3.0, 2.0, 4.0])
-    assert neighbour(none.assign(l0=10.0), "lower") == {"learning_rate": 0.0028}
+    # None that can be chosen: beside the one nearest to its L0 of those that did not diverge.
+    none = plain.assign(nmse=[math.nan, 0.1, 0.3, 4.0], l0=[math.nan, 20.0, 12.0, 10.0])
+    assert neighbour(none, "lower") == {"learning_rate": 0.0028}
+    assert sides([0.001]) == []
 
 
 def test_validation_of_a_known_autoencoder():

@@ -219,6 +219,28 @@ def test_nested_squared_errors_equal_those_written_out(dtype, tolerance, share, 
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("nested", [(), (0.125, 2.0)])
+@pytest.mark.parametrize("cut", [0, 25], ids=["none", "some"])
+def test_squared_errors_of_two_parts_of_the_latents_are_those_of_all(nested, cut):
+    levels = 1 + len(nested)
+    code, (x, bias) = random_code(12 * levels, 60, 1), torch.randn(2, 12, 16)
+    decoder, bias = torch.randn(60, 16), bias[0]
+    expected = kernels.squared_error(x, code, decoder, bias, nested)
+    low = code.indices < cut
+    parts = [code.keep(low), code.keep(~low)]
+    parts[1] = Code(parts[1].indptr, parts[1].indices - cut, parts[1].values, 60 - cut)
+    parts[0] = Code(parts[0].indptr, parts[0].indices, parts[0].values, cut)
+    decoders = decoder[:cut].requires_grad_(), decoder[cut:].clone().requires_grad_()
+    for own, other in ((0, 1), (1, 0)):
+
+        def whole(decoded, other=other):
+            return decoded.add_(cpu.product(parts[other], decoders[other].detach()))
+
+        found = kernels.squared_error(x, parts[own], decoders[own], bias, nested, whole)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=RTOL, atol=1e-4)
+
+
 def test_several_tiles_give_what_one_gives(monkeypatch):
     x, encoder, bias = problem(40, 50, 8, seed=1)
     decoder, code = torch.randn(50, 8), random_code(40, 50, 1)

@@ -10,6 +10,7 @@ from test_config import merged
 
 from l0plane import config
 from l0plane.lambdas import setting
+from l0plane.tuning import neighbour, sides
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "results/reference"
@@ -28,7 +29,16 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
     n = DEFAULT["sparsity_panel"]["n"]
     for l0 in DEFAULT["tuning"]["l0"]:
         rows = TUNING[(TUNING["method"] == method) & (TUNING["l0_target"] == l0)]
-        assert sorted(rows["learning_rate"].unique()) == DEFAULT["tuning"]["learning_rates"]
+        on_grid = rows["learning_rate"].isin(DEFAULT["tuning"]["learning_rates"])
+        grid, beside = rows[on_grid], rows[~on_grid]
+        assert sorted(grid["learning_rate"].unique()) == DEFAULT["tuning"]["learning_rates"]
+        beside_best = sides(DEFAULT["tuning"]["learning_rates"])
+        for side in beside_best:
+            wanted = neighbour(grid, side)
+            assert wanted["learning_rate"] in set(beside["learning_rate"]), (l0, side)
+            if len(wanted) > 1:
+                assert set(beside["value"]) == {*wanted.values()} - {wanted["learning_rate"]}
+        assert len(beside) == len(beside_best)
         (chosen,) = rows[rows["chosen"]].to_dict("records")
         own = config.at_level(facts["hyperparameters"], n, l0, n)
         assert own["learning_rate"] == chosen["learning_rate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from l0plane.autoencoder import Autoencoder
 #: error cannot be compared at equal L0.
 L0_TOLERANCE = 0.1
 #: By what factor the rates differ from the grid's best that are tried once it is known.
-SIDES = {"lower": 2**-0.5, "higher": 2**0.5}
+_SIDES = {"lower": 2**-0.5, "higher": 2**0.5}
 
 
 @torch.no_grad()
@@ -65,19 +66,25 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def sides(rates: Sequence[float]) -> list[str]:
+    """Where a candidate beside the best one of a grid of `rates` is tried; of one rate nowhere."""
+    return [*_SIDES] if len(rates) > 1 else []
+
+
 def neighbour(grid: pd.DataFrame, side: str) -> dict[str, float]:
     """What a candidate beside the best one of the grid changes in its method's hyperparameters.
 
     Args:
         grid: rows of tuning.csv, those of one method and L0; `choose` need not have seen them.
-        side: one of `SIDES`.
+        side: one of `sides`.
 
     Returns:
         The learning rate, of two digits, and the best one's value of the knob, if it has one. If
-        none of the grid can be chosen, beside the one of them that came closest.
+        none of the grid can be chosen, beside the one that came closest to its L0.
     """
     table = choose(grid)
-    order = table.sort_values(["chosen", "off_target", "nmse"], ascending=[False, True, True])
+    table["miss"] = (table["l0"] / table["l0_target"] - 1).abs()
+    order = table.sort_values(["chosen", "diverged", "miss"], ascending=[False, True, True])
     best = order.iloc[0]
-    changed = {"learning_rate": float(f"{best['learning_rate'] * SIDES[side]:.2g}")}
+    changed = {"learning_rate": float(f"{best['learning_rate'] * _SIDES[side]:.2g}")}
     return changed | ({best["knob"]: best["value"]} if isinstance(best["knob"], str) else {})

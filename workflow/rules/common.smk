@@ -11,7 +11,7 @@ from l0plane import config as l0config
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
-from l0plane.tuning import SIDES
+from l0plane.tuning import sides
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -61,7 +61,7 @@ wildcard_constraints:
     l0=r"\d+",
     seed=r"\d+",
     candidate=r"learning_rate.+",
-    side="|".join(SIDES),
+    side="lower|higher",
 
 
 # --- the language model
@@ -323,7 +323,10 @@ def tuning_candidates():
         f"{RESULTS}/tuning/{method}/l{l0}-{candidate}.csv"
         for method in tuned_methods()
         for l0 in config["tuning"]["l0"]
-        for candidate in [*l0config.candidates(config, METHODS[method]), *SIDES]
+        for candidate in [
+            *l0config.candidates(config, METHODS[method]),
+            *sides(config["tuning"]["learning_rates"]),
+        ]
     ]
 
 

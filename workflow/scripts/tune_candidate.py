@@ -33,6 +33,7 @@ with job(snakemake):
     if grid := snakemake.input.get("grid"):
         rows = pd.concat([tidy.read(path) for path in grid], ignore_index=True)
         changed = neighbour(rows, snakemake.wildcards.side)
+        print("beside the best of the grid:", changed)
     hyperparameters = {**params.hyperparameters, **changed}
     validation = ActivationStore(snakemake.input.validation, available_device())
     base = snakemake.input.get("base")

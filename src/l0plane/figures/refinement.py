@@ -121,7 +121,7 @@ def _plane(refinement: pd.DataFrame, n: int, looks: dict[str, Style], ax: Axes) 
     if all(points.empty for points in tables.values()):
         style.empty(ax, f"no refined autoencoder with n = {n:,}")
         return
-    ax.margins(x=0.12)
+    ax.margins(x=0.16)
     style.powers_of_two(ax)
     style.powers_of_ten(ax)
     for method, points in tables.items():

@@ -219,18 +219,19 @@ class _SquaredError(torch.autograd.Function):
         ctx.code, ctx.levels = code, 1 + len(nested)
         ctx.save_for_backward(pull, sampled)
         ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)  # none of zeros for the errors
         return total, error
 
     @staticmethod
     def backward(ctx, grad, _):
         pull, sampled = ctx.saved_tensors
         scale = -2 * grad
+        pull = pull * scale
         grad_decoder = grad_bias = None
         if ctx.needs_input_grad[3]:
-            scaled = ctx.code.with_values(ctx.code.values * scale)
-            grad_decoder = _backend(sampled).transposed_product(scaled, pull)
+            grad_decoder = _backend(pull).transposed_product(ctx.code, pull)
         if ctx.needs_input_grad[4]:
-            grad_bias = pull[:: ctx.levels].sum(0).mul_(scale)
+            grad_bias = pull[:: ctx.levels].sum(0)
         return None, None, sampled * scale, grad_decoder, grad_bias, None, None
 
 

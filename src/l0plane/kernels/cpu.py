@@ -20,7 +20,6 @@ from l0plane.kernels import reference
 from l0plane.kernels.arrays import FAST, array, dots, sampled, tiles
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 from l0plane.kernels.reference import centred as centred
-from l0plane.kernels.reference import operand as operand
 from l0plane.kernels.selection import (
     select_above as select_above,
 )
@@ -287,7 +286,8 @@ def squared_error(
         products = sys.modules[__name__]
         return reference.squared_error(x, code, decoder, pre_bias, nested, whole, products)
     rows, d = x.shape
-    error, pull = torch.empty(rows, d), torch.empty(code.shape[0], d)
+    pull = torch.empty(code.shape[0], d)
+    error = torch.empty(rows, d) if nested else pull
     sampled, norms = torch.empty(len(code.indices)), torch.empty(rows)
     _squared_error(
         array(x),
@@ -309,29 +309,29 @@ def squared_error(
 def _squared_error(x, indptr, indices, values, decoder, bias, weights, error, pull, sampled, norms):
     levels, d = len(weights), x.shape[1]
     for r in prange(len(x)):
-        norm, before = np.float32(0.0), error[r]
-        for c in range(d):
-            before[c] = x[r, c] - bias[c]
-        first = r * levels
-        for level in range(levels):
-            e = first + level
+        first, norm = r * levels, np.float32(0.0)
+        for e in range(first, first + levels):
             target = pull[e]
             _decoded(indptr[e], indptr[e + 1], indices, values, decoder, target)
+            if e == first:
+                for c in range(d):
+                    target[c] = x[r, c] - bias[c] - target[c]
+            else:
+                for c in range(d):
+                    target[c] = pull[e - 1, c] - target[c]
             square = np.float32(0.0)
             for c in range(d):
-                target[c] = before[c] - target[c]
                 square += target[c] * target[c]
-            norm += weights[level] * square
-            before = target
+            norm += weights[e - first] * square
         norms[r] = norm
-        error[r] = pull[first]
-        for level in range(levels - 1, -1, -1):
-            e = first + level
+        if levels > 1:
+            error[r] = pull[first]
+        for e in range(first + levels - 1, first - 1, -1):
             target = pull[e]
-            if level > 0:
+            if e > first:
                 for c in range(d):
-                    target[c] *= weights[level]
-            if level < levels - 1:
+                    target[c] *= weights[e - first]
+            if e < first + levels - 1:
                 for c in range(d):
                     target[c] += pull[e + 1, c]
             dots(target, indptr[e], indptr[e + 1], indices, decoder, sampled)

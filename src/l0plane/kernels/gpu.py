@@ -27,7 +27,6 @@ from torch import Tensor
 
 from l0plane.kernels.gpu_products import centred as centred
 from l0plane.kernels.gpu_products import latent_sums as latent_sums
-from l0plane.kernels.gpu_products import operand as operand
 from l0plane.kernels.gpu_products import product as product
 from l0plane.kernels.gpu_products import sampled_product as sampled_product
 from l0plane.kernels.gpu_products import squared_error as squared_error

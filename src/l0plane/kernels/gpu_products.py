@@ -25,7 +25,7 @@ DENSE_SHARE = 1 / 10
 
 
 def operand(matrix: Tensor) -> Tensor:
-    """As `reference.operand`: rounded to bfloat16 if PyTorch is told so."""
+    """A matrix as products take it: rounded to bfloat16 if PyTorch is told so."""
     rounded = torch.get_float32_matmul_precision() == "medium"
     return (matrix.bfloat16() if rounded else matrix).contiguous()
 

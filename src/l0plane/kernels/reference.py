@@ -34,13 +34,8 @@ class AdamState:
     step: int = 0
 
 
-def operand(matrix: Tensor) -> Tensor:
-    """A matrix as the products of a backend take it; worth keeping for what enters several."""
-    return matrix.contiguous()
-
-
 def centred(x: Tensor, pre_bias: Tensor) -> Tensor:
-    """`x - b_pre`, as an operand."""
+    """`x - b_pre`, as the products of a backend take it."""
     return x - pre_bias
 
 
@@ -166,7 +161,7 @@ def squared_error(
         decoded = whole(decoded)
     error = x if pre_bias is None else x - pre_bias
     errors = []
-    for part in decoded.view(len(x), -1, x.shape[1]).unbind(1):
+    for part in decoded.view(-1, 1 + len(nested), x.shape[1]).unbind(1):
         error = error - part
         errors.append(error)
     weighted = [errors[0], *(w * e for w, e in zip(nested, errors[1:], strict=True))]
