@@ -65,18 +65,17 @@ def test_the_rule_for_other_sizes_is_as_good_as_tuning_there():
     assert set(found.groups) == {(n, m) for n in (min(sizes), max(sizes)) for m in ("relu", "topk")}
     for (n, method), rows in found:
         own = config.at_level(METHODS[method]["hyperparameters"], n, 16, reference_n)
-        by_rate = rows.set_index(rows["learning_rate"].round(4))["nmse"]
-        assert by_rate[round(own["learning_rate"], 4)] < 1.003 * by_rate.min()
+        (chosen,) = rows.loc[rows["chosen"], "learning_rate"]
+        assert chosen == pytest.approx(own["learning_rate"], rel=0.01)
+        assert rows["learning_rate"].min() < chosen < rows["learning_rate"].max()
 
 
-def test_the_highest_rate_is_no_edge():
-    table = pd.read_csv(REFERENCE / "tuning_checks.csv").query("l0_target == 64")
-    highest = max(DEFAULT["tuning"]["learning_rates"])
-    edges = TUNING[TUNING["chosen"] & (TUNING["learning_rate"] == highest)]
-    assert edges[["method", "l0_target"]].to_numpy().tolist() == [["relu", 64]]
-    (chosen,) = table[table["chosen"]].to_dict("records")
-    assert chosen["learning_rate"] == highest < table["learning_rate"].max()
-    assert chosen["nmse"] == edges["nmse"].item()
+def test_no_rate_chosen_is_at_the_end_of_those_tried():
+    for level, rows in TUNING.groupby(["method", "l0_target"]):
+        (chosen,) = rows.loc[rows["chosen"], "learning_rate"]
+        # All rates bring the fine-tuned scales to the same optimum.
+        inside = rows["learning_rate"].min() < chosen < rows["learning_rate"].max()
+        assert inside or level[0] == "relu_scaled", level
 
 
 @pytest.mark.parametrize("table", [TUNING, LAMBDAS], ids=["tuning", "lambdas"])
