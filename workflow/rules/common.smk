@@ -61,7 +61,7 @@ wildcard_constraints:
     l0=r"\d+",
     seed=r"\d+",
     candidate=r"learning_rate.+",
-    side="lower|higher",
+    side="[a-z]+",
 
 
 # --- the language model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import triton
@@ -166,17 +166,8 @@ def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
     return sampled(code.indptr[:-1], code.indptr[1:], code.indices, left, right, out)
 
 
-def squared_error(
-    x: Tensor,
-    code: Code,
-    decoder: Tensor,
-    pre_bias: Tensor | None,
-    nested: Sequence[float],
-    whole: Callable[[Tensor], Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.squared_error`."""
-    products = sys.modules[__name__]
-    return reference.squared_error(x, code, decoder, pre_bias, nested, whole, products)
+#: As `reference.squared_error`, by the products of this module.
+squared_error = partial(reference.squared_error, backend=sys.modules[__name__])
 
 
 def sampled(
