@@ -42,6 +42,7 @@ rule tune:
     input:
         rules.choose_tuning.output,
         f"{FIGURES}/tuning.png",
+        f"{FIGURES}/tuning_sizes.png",
 
 
 rule lambdas:

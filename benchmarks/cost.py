@@ -54,8 +54,11 @@ def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list
             candidates = len(l0config.candidates(config, methods[name]))
             candidates += len(sides(config["tuning"]["learning_rates"]))
             candidates *= len(config["tuning"]["l0"])
-            one = (config["tuning"]["tokens"], config["sparsity_panel"]["n"])
-            found["tuning"] += [one] * (each * candidates)
+            tokens_of_each, size = config["tuning"]["tokens"], config["sparsity_panel"]["n"]
+            found["tuning"] += [(tokens_of_each, size)] * (each * candidates)
+            # At each other size three rates at least, and mostly no more.
+            others = [(tokens_of_each, n) for n in l0config.tuned_sizes(config)]
+            found["tuning"] += others * (each * 3)
     if config["lambdas"] == l0config.MEASURE:
         penalised = [name for name in config["methods"] if l0config.penalised(methods[name])]
         for level in levels:

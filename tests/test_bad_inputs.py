@@ -116,6 +116,12 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         "hyperparameters.topk.learning_rate: {}",
         "one for each of some L0s",
     ),
+    (
+        "a factor of the rate for no size",
+        {"hyperparameters": {"topk": {"learning_rate_factor": 2}}},
+        "hyperparameters.topk.learning_rate_factor: 2 is not",
+        "such as {2048: 1.4}",
+    ),
     ("tuning at no L0", {"tuning": {"l0": []}}, "tuning.l0: []"),
     (
         "half a latent",
@@ -179,7 +185,7 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
     (
         "tuning table of something else",
         {"tuning": {"table": "other.csv"}},
-        "tuning.table: other.csv has no column method, l0_target",
+        "tuning.table: other.csv has no column method, n, l0_target",
     ),
     (
         "lambdas that are binary",

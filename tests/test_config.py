@@ -333,6 +333,31 @@ def test_what_was_tuned_at_several_l0s_is_interpolated_between_them(load):
     assert config.at_level(found, 64, 2, 64) == {"learning_rate": 1e-3}
 
 
+def test_a_rate_tuned_at_a_size_is_a_factor_of_what_the_rule_for_sizes_gives(load):
+    own = {"learning_rate": {4: 0.008, 16: 0.004}, "learning_rate_factor": {256: 1.4}}
+    assert config.at_level(own, 256, 4, 64) == pytest.approx({"learning_rate": 1.4 * 0.004})
+    assert config.at_level(own, 256, 16, 64) == pytest.approx({"learning_rate": 1.4 * 0.002})
+    assert config.at_level(own, 1024, 4, 64) == {"learning_rate": 0.002}  # nothing was tuned there
+    assert config.at_size_by_rule(own, 256, 4, 64) == {"learning_rate": 0.004}
+    # A configuration may give one to each method that has a rate; on the command line it is text.
+    loaded = load({"hyperparameters": {"topk": {"learning_rate_factor": {"256": 0.5}}}})
+    found = config.hyperparameters(loaded, "topk", {"hyperparameters": {"learning_rate": 0.1}})
+    assert config.at_level(found, 256, 4, 64) == {"learning_rate": 0.025}
+    # Where so many latents are the size that rates are tuned at, nothing is left to correct; nor is
+    # a rate that a configuration gives that of which method.yaml has the factor.
+    assert config.at_level(own, 256, 16, 256) == {"learning_rate": 0.004}
+    loaded = load({"hyperparameters": {"topk": {"learning_rate": 0.1}}})
+    found = config.hyperparameters(loaded, "topk", {"hyperparameters": own})
+    assert config.at_level(found, 256, 4, 64) == {"learning_rate": 0.05}
+
+
+def test_sizes_too_small_for_the_size_panels_l0_are_not_tuned(load):
+    loaded = load({"size_panel": {"l0": 300, "n": [512, 1024], "replicated": []}})
+    assert config.tuned_sizes(loaded) == [512, 2048]
+    loaded = load({"sparsity_panel": {"n": 512}})
+    assert config.tuned_sizes(loaded) == [256, 2048]
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -139,9 +139,10 @@ def cost():
 def test_the_cost_is_that_of_every_training(cost):
     config, methods = cost.read(ROOT / "config/smoke.yaml")
     found = cost.trainings(config, methods)
-    # relu, which is penalised, and topk, each with two rates and two neighbours of the better one;
-    # five penalties and two levels.
-    assert len(found["tuning"]) == SEARCH * 4 + 4
+    # relu, which is penalised, and topk, each with two rates and two neighbours of the better one,
+    # and three rates at another size; five penalties and two levels.
+    assert len(found["tuning"]) == SEARCH * 7 + 7
+    assert found["tuning"].count((8192, 64)) == SEARCH * 3 + 3
     assert len(found["search for lambda"]) == SEARCH * 2 * 5
     assert found["autoencoders"] == [(16384, 128)] * 2 * len(methods)
     # 18 autoencoders of 16,384 tokens at one token n d a second, and so on.

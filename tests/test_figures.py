@@ -339,6 +339,23 @@ def test_tuning_draws_hollow_what_missed_its_l0(methods):
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["chosen"]
 
 
+def test_tuning_has_levels_at_one_size_and_sizes_at_one_level(methods):
+    table = tidy.tuning().assign(off_target=False)
+    n = table["n"].iloc[0]
+    small = table[table["learning_rate"] < 1e-2].assign(n=n // 4)
+    both = pd.concat([table, table.assign(l0_target=4, nmse=0.9), small])
+    figures = [draw_tuning(both, methods, over) for over in ("l0_target", "n")]
+    others = [4 * [0.9], list(small[small.method == "topk"].nmse)]
+    for fig, other, legend in zip(figures, others, ("$L_0$ = ", "n = "), strict=True):
+        topk = next(ax for ax in fig.axes if ax.get_title(loc="left") == "TopK")
+        drawn = [list(line.get_ydata()) for line in topk.lines if line.get_linestyle() == "-"]
+        assert len(drawn) == 2
+        assert other in drawn
+        assert list(table[table.method == "topk"].nmse) in drawn
+        said = [text.get_text() for text in fig.legends[0].get_texts()]
+        assert sum(text.startswith(legend) for text in said) == 2
+
+
 # Common form
 
 

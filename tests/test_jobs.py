@@ -11,10 +11,11 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from l0plane import __version__, tidy
 from l0plane.autoencoder import Autoencoder, TopK
+from l0plane.config import at_level
 from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.processes import _cause
-from l0plane.tuning import choose, neighbour, sides, validate
+from l0plane.tuning import CLIMB, choose, climb, neighbour, sides, size_factors, validate
 
 
 @pytest.fixture
@@ -88,14 +89,16 @@ def test_our_own_mistake_is_in_the_log_with_its_place(snakemake):
 
 
 def candidates(**columns):
-    keys = {"method": "a", "l0_target": 10, "l0": 10.0, "nmse": 0.5, "training_tokens": 1}
+    keys = {"method": "a", "n": 64, "l0_target": 10}
+    keys |= {"l0": 10.0, "nmse": 0.5, "training_tokens": 1}
     return pd.DataFrame({**keys, **columns})
 
 
-def test_the_least_error_of_each_method_and_l0_is_chosen():
-    l0 = {"l0_target": [10, 10, 10, 20], "l0": [10.0, 10.0, 10.0, 20.0]}
-    table = choose(candidates(method=["a", "a", "b", "a"], nmse=[0.3, 0.2, 0.9, 0.25], **l0))
-    assert table["chosen"].tolist() == [False, True, True, True]
+def test_the_least_error_of_each_method_at_each_level_is_chosen():
+    l0 = {"l0_target": [10, 10, 10, 20, 10], "l0": [10.0, 10.0, 10.0, 20.0, 10.0]}
+    nmse, n = [0.3, 0.2, 0.9, 0.25, 0.4], [64, 64, 64, 64, 32]
+    table = choose(candidates(method=["a", "a", "b", "a", "a"], n=n, nmse=nmse, **l0))
+    assert table["chosen"].tolist() == [False, True, True, True, True]
     assert table.columns[-1] == "training_tokens"
 
 
@@ -119,6 +122,44 @@ def test_neighbours_of_the_best_of_the_grid_have_its_knob():
     none = plain.assign(nmse=[math.nan, 0.1, 0.3, 4.0], l0=[math.nan, 20.0, 12.0, 10.0])
     assert neighbour(none, "lower") == {"learning_rate": 0.0028}
     assert sides([0.001]) == []
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (1.0, [0.71, 1, 1.4]),
+        (1.9, [0.71, 1, 1.4, 2, 2.8]),
+        (0.4, [0.25, 0.35, 0.5, 0.71, 1, 1.4]),
+        (99, [0.71, 1, 1.4, 2, 2.8, 4, 5.7]),  # as many as are tried at most
+    ],
+)
+def test_a_climb_ends_with_worse_rates_on_both_sides_of_the_best(best, tried):
+    def candidate(rate):
+        return candidates(learning_rate=[rate], nmse=abs(math.log(rate / 0.01 / best)) / 10)
+
+    rates = climb(0.01, candidate)["learning_rate"].tolist()
+    assert rates == pytest.approx([0.01 * factor for factor in tried])
+    assert len(rates) <= CLIMB
+
+
+def test_a_climb_goes_on_from_what_can_be_chosen_alone():
+    def candidate(rate):  # lower rates look better, but have missed their L0; then all of them
+        return candidates(learning_rate=[rate], nmse=rate, l0=10.0 if rate > missed else 20.0)
+
+    missed = 0.008
+    assert len(climb(0.01, candidate)) == 3
+    missed = 1
+    assert len(climb(0.01, candidate)) == 3
+
+
+def test_a_factor_printed_for_a_size_gives_the_rate_that_was_chosen_there():
+    n, l0 = {"n": [64, 64, 256, 256]}, {"l0_target": [10, 20, 10, 10]}
+    rates = [0.008, 0.004, 0.0057, 0.01]
+    chosen = candidates(method=["a", "a", "a", "b"], learning_rate=rates, **n, **l0)
+    factors = size_factors(chosen, 64, 10)
+    assert factors.isna().tolist() == [True, True, False, True]  # b has none to compare with
+    own = {"learning_rate": {10: 0.008, 20: 0.004}, "learning_rate_factor": {256: factors[2]}}
+    assert at_level(own, 256, 10, 64)["learning_rate"] == pytest.approx(0.0057, rel=0.01)
 
 
 def test_validation_of_a_known_autoencoder():

@@ -287,6 +287,7 @@ def test_the_best_of_those_that_settled_is_chosen():
     table = pd.DataFrame(
         {
             "method": "relu",
+            "n": 64,
             "l0_target": 16,
             "l0": [16.0, 12.0, 16.1, 16.0],
             "nmse": [0.3, 0.1, 0.2, float("nan")],

@@ -13,6 +13,7 @@ FACTS = {
     "methods": {
         "topk": {"label": "TopK", "hyperparameters": {"learning_rate": 0.004}},
         "gated": {"label": "Gated", "hyperparameters": {"learning_rate": {"16": 0.1, "64": 0.2}}},
+        "relu": {"label": "ReLU", "hyperparameters": {"learning_rate_factor": {"256": 1.4}}},
         "elsewhere": {"label": "A | B", "format": "sparsify"},
     },
     "config": {"seeds": 3, "size_panel": {"n": [512, 1024]}},
@@ -29,6 +30,7 @@ def test_the_page_about_the_run_has_all_that_tells_runs_apart():
         "a fast one",
         "learning_rate 0.004",
         "learning_rate 0.1 at L0 16, 0.2 at L0 64",
+        "learning_rate_factor 1.4 at n 256",
     ):
         assert said in page
     assert "<strong>no: the text is another one</strong>" in page

@@ -17,6 +17,8 @@ REFERENCE = REPOSITORY / "results/reference"
 TUNING = pd.read_csv(REFERENCE / "tuning.csv")
 LAMBDAS = pd.read_csv(REFERENCE / "lambdas.csv")
 DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
+TUNED = TUNING[TUNING["n"] == DEFAULT["sparsity_panel"]["n"]]
+SIZES = TUNING[TUNING["n"] != DEFAULT["sparsity_panel"]["n"]]
 METHODS = config.read_methods(
     REPOSITORY / "workflow/methods", REPOSITORY / "workflow/schemas/method.schema.yaml"
 )
@@ -28,7 +30,7 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
     facts = yaml.safe_load((REPOSITORY / f"workflow/methods/{method}/method.yaml").read_text())
     n = DEFAULT["sparsity_panel"]["n"]
     for l0 in DEFAULT["tuning"]["l0"]:
-        rows = TUNING[(TUNING["method"] == method) & (TUNING["l0_target"] == l0)]
+        rows = TUNED[(TUNED["method"] == method) & (TUNED["l0_target"] == l0)]
         on_grid = rows["learning_rate"].isin(DEFAULT["tuning"]["learning_rates"])
         grid, beside = rows[on_grid], rows[~on_grid]
         assert sorted(grid["learning_rate"].unique()) == DEFAULT["tuning"]["learning_rates"]
@@ -47,31 +49,34 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
 
 
 def test_what_was_tuned_is_what_was_trained():
-    assert set(TUNING["l0_target"]) == set(DEFAULT["tuning"]["l0"])
+    assert set(TUNED["l0_target"]) == set(DEFAULT["tuning"]["l0"])
     n = DEFAULT["sparsity_panel"]["n"]
     for row in pd.read_csv(REFERENCE / "autoencoders.csv").itertuples():
         own = config.at_level(METHODS[row.method]["hyperparameters"], row.n, row.l0_target, n)
         assert row.learning_rate == pytest.approx(own["learning_rate"]), row
     for facts in METHODS.values():
-        for value in facts["hyperparameters"].values():
-            assert not isinstance(value, dict) or list(value) == DEFAULT["tuning"]["l0"]
+        for name, value in facts["hyperparameters"].items():
+            tuned = DEFAULT["tuning"]["n" if name == config.FACTOR else "l0"]
+            assert not isinstance(value, dict) or set(value) <= set(tuned)
+            assert name == config.FACTOR or not isinstance(value, dict) or list(value) == tuned
 
 
-def test_the_rule_for_other_sizes_is_as_good_as_tuning_there():
-    reference_n = DEFAULT["sparsity_panel"]["n"]
-    table = pd.read_csv(REFERENCE / "tuning_checks.csv").query("n != @reference_n")
-    sizes = DEFAULT["size_panel"]["n"]
-    found = table.groupby(["n", "method"])
-    assert set(found.groups) == {(n, m) for n in (min(sizes), max(sizes)) for m in ("relu", "topk")}
-    for (n, method), rows in found:
-        own = config.at_level(METHODS[method]["hyperparameters"], n, 16, reference_n)
-        (chosen,) = rows.loc[rows["chosen"], "learning_rate"]
-        assert chosen == pytest.approx(own["learning_rate"], rel=0.01)
-        assert rows["learning_rate"].min() < chosen < rows["learning_rate"].max()
+@pytest.mark.parametrize("method", TUNING["method"].unique())
+def test_rates_of_other_sizes_are_those_that_tuning_chose(method):
+    own, l0 = METHODS[method]["hyperparameters"], DEFAULT["size_panel"]["l0"]
+    rows = SIZES[SIZES["method"] == method]
+    assert set(rows["n"]) == set(DEFAULT["tuning"]["n"])
+    assert set(rows["l0_target"]) == {l0}
+    for n, found in rows.groupby("n"):
+        level = (n, l0, DEFAULT["sparsity_panel"]["n"])
+        rule = config.at_size_by_rule(own, *level)["learning_rate"]
+        assert (found["learning_rate"] / rule).round(2).isin([0.71, 1, 1.4]).sum() == 3
+        (chosen,) = found.loc[found["chosen"], "learning_rate"]
+        assert chosen == pytest.approx(config.at_level(own, *level)["learning_rate"], rel=0.01)
 
 
 def test_no_rate_chosen_is_at_the_end_of_those_tried():
-    for level, rows in TUNING.groupby(["method", "l0_target"]):
+    for level, rows in TUNING.groupby(["method", "n", "l0_target"]):
         (chosen,) = rows.loc[rows["chosen"], "learning_rate"]
         # All rates bring the fine-tuned scales to the same optimum.
         inside = rows["learning_rate"].min() < chosen < rows["learning_rate"].max()

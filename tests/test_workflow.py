@@ -60,11 +60,16 @@ def snakemake(directory, *arguments, snakefile=SNAKEFILE):
             {"stream_topk": 1, "train_topk": 0},
         ),
         (["--configfile", GPT2_EMBEDDED], {"train_language_model": 1, "train_topk": 6}),
-        # At each of four L0s six learning rates of nine methods, and of one with two bandwidths.
-        # Then two more beside the best one.
+        # At each of five L0s six learning rates of nine methods, and of one with two bandwidths.
+        # Then two more beside the best one; and some at each of three other sizes.
         (
             ["tune"],
-            {"choose_tuning": 1, "tune_candidate": 4 * 6 * (9 + 1), "tune_neighbour": 4 * 2 * 9},
+            {
+                "choose_tuning": 1,
+                "tune_candidate": 5 * 6 * (9 + 1),
+                "tune_neighbour": 5 * 2 * 9,
+                "tune_size": 3 * 9,
+            },
         ),
         (["language_model"], {"train_language_model": 1}),
     ],

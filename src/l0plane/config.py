@@ -31,6 +31,9 @@ TRAINED = "trained"
 MEASURE = "measure"
 #: `lambdas`: no search; lambda is steered in each training.
 STEER = "steer"
+#: A hyperparameter: for each of some numbers of latents, how many times as large the learning rate
+#: is as the rule for sizes says.
+FACTOR = "learning_rate_factor"
 #: A folder (or file) on the hub; no part of it leads back up.
 _HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/(?!\.\.?(/|$))[^/]+)*"
 #: Keys of the section `corpus` that only one source reads; the first of each source it must have.
@@ -124,8 +127,8 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
     _check_levels(config)
     _check_budgets(config)
     _check_hyperparameters(config["hyperparameters"], methods)
-    for values in config["hyperparameters"].values():  # on the command line L0s are text
-        values.update({name: _by_l0(value) for name, value in values.items()})
+    for values in config["hyperparameters"].values():  # on the command line keys are text
+        values.update({name: _whole_keys(value) for name, value in values.items()})
     _check_language_model(config, repository)
     _check_external(config, methods)
     if config["tuning"]["table"] != MEASURE:
@@ -134,7 +137,7 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
             "tuning.table",
             table,
             f"{MEASURE}, or an earlier run's tuning.csv",
-            ("method", "l0_target", "learning_rate", "nmse", "chosen"),
+            ("method", "n", "l0_target", "learning_rate", "nmse", "chosen"),
             repository,
         )
     if config["lambdas"] not in (MEASURE, STEER):
@@ -180,8 +183,14 @@ def panel_levels(config: Config, section: str) -> list[Level]:
 
 
 def hyperparameters(config: Config, method: str, facts: Config) -> Hyperparameters:
-    """A method's hyperparameters: its method.yaml, overridden by the configuration."""
-    return {**facts["hyperparameters"], **config["hyperparameters"].get(method, {})}
+    """A method's hyperparameters: its method.yaml, overridden by the configuration.
+
+    With a rate of its own the configuration has its own factors, too, if any.
+    """
+    known, own = facts["hyperparameters"], config["hyperparameters"].get(method, {})
+    if "learning_rate" in own:
+        known = {name: value for name, value in known.items() if name != FACTOR}
+    return {**known, **own}
 
 
 def at_level(own: Hyperparameters, n: int, l0: float, reference_n: int) -> dict[str, float]:
@@ -189,23 +198,30 @@ def at_level(own: Hyperparameters, n: int, l0: float, reference_n: int) -> dict[
 
     One that was tuned at several L0s has between them what log-log interpolation gives, and beyond
     them that of the nearest. The learning rate, tuned at `reference_n` latents, falls as 1/sqrt(n)
-    (Gao et al. 2024, Appendix A).
+    (Gao et al. 2024, Appendix A), but for a factor where `FACTOR` has one for so many latents.
     """
-    found = {name: _at_l0(value, l0) for name, value in own.items()}
+    factors: Any = _whole_keys(own.get(FACTOR, {}))
+    found = {name: _at_l0(value, l0) for name, value in own.items() if name != FACTOR}
     if "learning_rate" in found:
-        found["learning_rate"] *= math.sqrt(reference_n / n)
+        factor = 1.0 if n == reference_n else factors.get(n, 1.0)
+        found["learning_rate"] *= math.sqrt(reference_n / n) * factor
     return found
 
 
-def _by_l0(value: Any) -> Any:
-    """With numbers for L0s, which JSON and the command line have as text."""
-    return {int(l0): number for l0, number in value.items()} if isinstance(value, dict) else value
+def at_size_by_rule(own: Hyperparameters, n: int, l0: float, reference_n: int) -> dict[str, float]:
+    """As `at_level`, without what tuning found at so many latents: its rate is the rule's."""
+    return at_level({k: v for k, v in own.items() if k != FACTOR}, n, l0, reference_n)
+
+
+def _whole_keys(value: Any) -> Any:
+    """With numbers for L0s and latents, which JSON and the command line have as text."""
+    return {int(key): number for key, number in value.items()} if isinstance(value, dict) else value
 
 
 def _at_l0(value: float | dict[int, float], l0: float) -> float:
     if not isinstance(value, dict):
         return value
-    tuned: dict[int, float] = _by_l0(value)
+    tuned: dict[int, float] = _whole_keys(value)
     low = max([at for at in tuned if at <= l0] or [min(tuned)])
     high = min([at for at in tuned if at >= l0] or [max(tuned)])
     if tuned[low] == tuned[high]:
@@ -238,6 +254,15 @@ def candidates(config: Config, facts: Config) -> dict[str, dict[str, float]]:
             name = f"learning_rate{rate:g}-{knob}{value:g}"
             found[name] = {"learning_rate": rate, knob: value}
     return found
+
+
+def tuned_sizes(config: Config) -> list[int]:
+    """At which numbers of latents `tune` tries rates, beside that at which it tries the grid.
+
+    At none that is smaller than the L0 there.
+    """
+    own, l0 = config["sparsity_panel"]["n"], config["size_panel"]["l0"]
+    return [n for n in config["tuning"]["n"] if n != own and n >= l0]
 
 
 def residual_width(config: Config) -> int | None:
@@ -454,7 +479,9 @@ def _check_hyperparameters(overrides: Config, methods: dict[str, Config]) -> Non
                 f"hyperparameters.{method}: not a method; expected some of {', '.join(methods)}"
             )
         _check_learning_rate(f"hyperparameters.{method}", values)
-        known = methods[method]["hyperparameters"]
+        known = list(methods[method]["hyperparameters"])
+        if tunable(methods[method]) and FACTOR not in known:
+            known.append(FACTOR)
         for key in values:
             if key not in known:
                 raise UserError(

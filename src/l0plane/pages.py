@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
+from l0plane.config import FACTOR
+
 # Every rule stays below .l0plane, so that a page can also be put into another.
 _STYLE = """
 .l0plane { font: 15px/1.5 system-ui, sans-serif; color: #1e293b; margin: 1.5rem; }
@@ -67,12 +69,13 @@ def run_page(facts: dict[str, Any]) -> str:
 
 
 def _in_line(values: dict[str, Any] | None) -> str:
-    def said(value: Any) -> str:
+    def said(name: str, value: Any) -> str:
         if not isinstance(value, dict):
             return f"{value:g}"
-        return ", ".join(f"{number:g} at L0 {l0}" for l0, number in value.items())
+        level = "n" if name == FACTOR else "L0"
+        return ", ".join(f"{number:g} at {level} {key}" for key, number in value.items())
 
-    return "; ".join(f"{name} {said(value)}" for name, value in (values or {}).items())
+    return "; ".join(f"{name} {said(name, value)}" for name, value in (values or {}).items())
 
 
 def _table(headings: list[str], rows: Any) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -16,6 +17,8 @@ from l0plane.autoencoder import Autoencoder
 L0_TOLERANCE = 0.1
 #: By what factor the rates differ from the grid's best that are tried once it is known.
 _SIDES = {"lower": 2**-0.5, "higher": 2**0.5}
+#: How many rates a climb tries at most.
+CLIMB = 7
 
 
 @torch.no_grad()
@@ -49,7 +52,7 @@ def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, floa
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's others at its L0.
+    """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's others at its level.
 
     They stand before the provenance. Diverged is what lost all finite numbers or is worse than
     predicting the mean; off target is what missed the asked L0 by more than `L0_TOLERANCE`.
@@ -57,7 +60,7 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop(columns=["diverged", "off_target", "chosen"], errors="ignore")
     diverged = ~(table["nmse"] < 1)
     off_target = ~((table["l0"] / table["l0_target"] - 1).abs() <= L0_TOLERANCE)
-    level = [table["method"], table["l0_target"]]
+    level = [table["method"], table["n"], table["l0_target"]]
     best = table["nmse"].where(~diverged & ~off_target).groupby(level).transform("min")
     columns = {"diverged": diverged, "off_target": off_target, "chosen": table["nmse"] == best}
     place = table.columns.get_loc("training_tokens")
@@ -88,3 +91,45 @@ def neighbour(grid: pd.DataFrame, side: str) -> dict[str, float]:
     best = order.iloc[0]
     changed = {"learning_rate": float(f"{best['learning_rate'] * _SIDES[side]:.2g}")}
     return changed | ({best["knob"]: best["value"]} if isinstance(best["knob"], str) else {})
+
+
+def climb(rate: float, candidate: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
+    """Try a rate and those beside it, and go on at the end where the best one is.
+
+    Args:
+        rate: the first one. The others are 0.71, 1.4, 0.5, 2, ... times as large, a factor of
+            sqrt 2 from each other.
+        candidate: gives the row of a rate, as in `neighbour`.
+
+    Returns:
+        The rows by rate: all of them worse than one that has a neighbour on both sides, or as many
+        as are tried at most. Where none can be chosen, the first three.
+    """
+    rows = {place: candidate(rate * _factor(place)) for place in (0, -1, 1)}
+    while True:
+        places = sorted(rows)
+        table = pd.concat([rows[place] for place in places], ignore_index=True)
+        best = table.index[choose(table)["chosen"]]
+        ends = {0: places[0] - 1, len(places) - 1: places[-1] + 1}
+        beyond = [ends[row] for row in best if row in ends]
+        if not beyond or len(rows) == CLIMB:
+            return table
+        rows[beyond[0]] = candidate(rate * _factor(beyond[0]))
+
+
+def size_factors(chosen: pd.DataFrame, n: int, l0: int) -> pd.Series:
+    """What `learning_rate_factor` is to say of each chosen rate at another size than `n`.
+
+    That is how many times as large the rate is as that chosen at `n` and `l0` times `1/sqrt(n)`, of
+    three digits. NaN for all others, and where nothing was chosen there.
+    """
+    there = chosen[(chosen["n"] == n) & (chosen["l0_target"] == l0)]
+    by_rule = chosen["method"].map(there.set_index("method")["learning_rate"]) * np.sqrt(
+        n / chosen["n"]
+    )
+    factors = (chosen["learning_rate"] / by_rule).where(chosen["n"] != n)
+    return factors.map(lambda factor: float(f"{factor:.3g}"))
+
+
+def _factor(place: int) -> float:
+    return float(f"{2 ** (place / 2):.2g}")

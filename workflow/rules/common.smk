@@ -11,7 +11,7 @@ from l0plane import config as l0config
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
-from l0plane.tuning import sides
+from l0plane.tuning import CLIMB, sides
 
 REPOSITORY = Path(workflow.basedir)
 WORKFLOW = REPOSITORY / "workflow"
@@ -318,16 +318,43 @@ def tuned_methods():
 
 
 def tuning_candidates():
-    """The tables of all candidates of all tuned methods, and of the best one's neighbours."""
-    return [
-        f"{RESULTS}/tuning/{method}/l{l0}-{candidate}.csv"
-        for method in tuned_methods()
-        for l0 in config["tuning"]["l0"]
-        for candidate in [
+    """The tables of all candidates of all tuned methods, of the best one's neighbours, of sizes."""
+    found = []
+    for method in tuned_methods():
+        names = [
             *l0config.candidates(config, METHODS[method]),
             *sides(config["tuning"]["learning_rates"]),
         ]
-    ]
+        names = [f"l{l0}-{name}" for l0 in config["tuning"]["l0"] for name in names]
+        names += [f"n{n}" for n in l0config.tuned_sizes(config)]
+        found += [f"{RESULTS}/tuning/{method}/{name}.csv" for name in names]
+    return found
+
+
+def tuned_level(wildcards):
+    """Where a candidate is tried: the panels' common size at an L0, or another size at its L0."""
+    n = wildcards.get("n", config["sparsity_panel"]["n"])
+    return l0config.Level(int(n), int(wildcards.get("l0", config["size_panel"]["l0"])), 0)
+
+
+def tuning_params(climbs=False):
+    """What `scripts/tune.py` needs to know."""
+
+    def by_rule(wildcards):
+        own = l0config.hyperparameters(config, wildcards.method, METHODS[wildcards.method])
+        level = tuned_level(wildcards)
+        return l0config.at_size_by_rule(own, level.n, level.l0, config["sparsity_panel"]["n"])
+
+    return {
+        "run": config["run"],
+        "n": lambda wildcards: tuned_level(wildcards).n,
+        "l0": lambda wildcards: tuned_level(wildcards).l0,
+        "settings": {**config["training"], "tokens": config["tuning"]["tokens"]},
+        "hyperparameters": by_rule,
+        "penalised": lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
+        "changed": {} if climbs else candidate_changes,
+        "climbs": climbs,
+    }
 
 
 def grid_candidates(wildcards):
@@ -349,8 +376,8 @@ def searched_lambdas():
 def candidate_base(wildcards):
     """The autoencoder that a candidate's method starts from, if it does."""
     base = METHODS[wildcards.method].get("derived_from")
-    n, l0 = config["sparsity_panel"]["n"], wildcards.l0
-    return [path.format(n=n, l0=l0, seed=0) for path in autoencoder(base).values()] if base else []
+    level = vars(tuned_level(wildcards))
+    return [path.format(**level) for path in autoencoder(base).values()] if base else []
 
 
 def candidate_changes(wildcards):
@@ -375,6 +402,7 @@ FIGURE_TABLES = {
     "figure9": ("refinement", "refinement_histogram", "methods"),
     "figure10": ("curves", "autoencoders", "methods"),
     "tuning": ("tuning", "methods"),
+    "tuning_sizes": ("tuning", "methods"),
     "claims": ("claims",),
     "timing": ("timing", "methods"),
 }

@@ -16,6 +16,7 @@ KINDS = {
     "search_lambda": "searches for lambda",
     "tune_candidate": "tuning candidates",
     "tune_neighbour": "tuning candidates",
+    "tune_size": "tunings of a size",
     **{f"train_{method}": "trainings" for method in METHODS},
     **{group.name: "trainings" for group in GROUPS.values()},
     **{f"evaluate_{method}": "evaluations" for method in SERIES},

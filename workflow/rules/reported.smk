@@ -24,6 +24,7 @@ REPORT = {
     "figure10.png": ("Progressive codes", "Figure 10: sparsity changed at test time"),
     "curves.csv": ("Progressive codes", "Table: test-time curves"),
     "tuning.png": ("Training", "Figure: error against learning rate"),
+    "tuning_sizes.png": ("Training", "Figure: error against learning rate at each size"),
     "tuning.csv": ("Training", "Table: tuning"),
     "lambdas.csv": ("Training", "Table: constant lambdas"),
     "training.csv": ("Training", "Table: training logs"),

@@ -15,18 +15,11 @@ rule tune_candidate:
     resources:
         **training_resources(config["sparsity_panel"]["n"], config["tuning"]["tokens"], SEARCH),
     params:
-        run=config["run"],
-        n=config["sparsity_panel"]["n"],
-        settings={**config["training"], "tokens": config["tuning"]["tokens"]},
-        hyperparameters=lambda wildcards: hyperparameters_at(
-            wildcards.method, config["sparsity_panel"]["n"], wildcards.l0
-        ),
-        penalised=lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
-        changed=candidate_changes,
+        **tuning_params(),
     message:
         "Tuning: {wildcards.method} at L0 {wildcards.l0} with {wildcards.candidate}"
     script:
-        "../scripts/tune_candidate.py"
+        "../scripts/tune.py"
 
 
 use rule tune_candidate as tune_neighbour with:
@@ -45,6 +38,21 @@ use rule tune_candidate as tune_neighbour with:
         "Tuning: {wildcards.method} at L0 {wildcards.l0}, the rate {wildcards.side} than its best"
 
 
+use rule tune_candidate as tune_size with:
+    output:
+        f"{RESULTS}/tuning/{{method}}/n{{n}}.csv",
+    log:
+        f"{LOGS}/tuning/{{method}}/n{{n}}.log",
+    benchmark:
+        f"{LOGS}/tuning/{{method}}/n{{n}}.tsv"
+    resources:
+        **training_resources(tokens=config["tuning"]["tokens"], trainings=CLIMB * SEARCH),
+    params:
+        **tuning_params(climbs=True),
+    message:
+        "Tuning: {wildcards.method} with {wildcards.n} latents, from the rate that the rule gives"
+
+
 rule choose_tuning:
     input:
         tuning_candidates(),
@@ -60,8 +68,11 @@ rule choose_tuning:
     threads: 1
     resources:
         mem_mb=500,
+    params:
+        n=config["sparsity_panel"]["n"],
+        l0=config["size_panel"]["l0"],
     message:
-        "Tuning: choose each method's best candidate at each L0 by validation nMSE"
+        "Tuning: choose each method's best candidate at each level by validation nMSE"
     script:
         "../scripts/choose_tuning.py"
 

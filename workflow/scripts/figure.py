@@ -51,6 +51,8 @@ def draw(figure, tables, params, variance):
             return draw_progressive(tables["curves"], tables["autoencoders"], tables["methods"], n)
         case "tuning":
             return draw_tuning(tables["tuning"], tables["methods"])
+        case "tuning_sizes":
+            return draw_tuning(tables["tuning"], tables["methods"], over="n")
         case "timing":
             return draw_timing(tables["timing"], tables["methods"])
         case "claims":

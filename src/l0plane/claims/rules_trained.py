@@ -155,13 +155,18 @@ def multi_topk_at_k(evidence: Evidence) -> list[Part]:
 
 
 def dead_latents(evidence: Evidence) -> list[Part]:
-    """C18: dead latents rise with the learning rate, on the mean over methods."""
+    """C18: dead latents rise with the learning rate, on the mean over methods.
+
+    At the size at which most rates were tried; at others they lie close to the best.
+    """
     tuning, needed = (
         evidence.tuning,
         "three learning rates each for three methods with dead latents",
     )
     if tuning is None or "dead_fraction" not in tuning.columns:
         return [not_measured("", f"no dead latents by learning rate; needs {needed}")]
+    if "n" in tuning.columns and len(tuning):
+        tuning = tuning[tuning["n"] == tuning["n"].mode()[0]]
     for apart in ("diverged", "off_target"):  # these are not compared at equal L0
         if apart in tuning.columns:
             tuning = tuning[~tuning[apart].astype(bool)]

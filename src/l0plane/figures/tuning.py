@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,14 @@ from l0plane.figures.palette import assign_styles, shade
 from l0plane.figures.series import require
 
 _COLUMNS = 3
+_IN_A_ROW = 5
 # A run that is worse than predicting the mean activation has diverged: how far is of no interest.
 # A little above 1, so that what is nearly as bad is seen whole.
 _HIGHEST = 1.1
 # Of the values of a further knob.
 _STYLES: Final = ("-", "--", ":")
+#: What the lines of a panel differ in: a column, and how a value of it is written in the legend.
+_LEVELS: Final = {"l0_target": "$L_0$ = {:g}", "n": "n = {:,}"}
 _RING: dict[str, Any] = {
     "linestyle": "none",
     "marker": "o",
@@ -31,29 +34,42 @@ _RING: dict[str, Any] = {
 
 
 @style.styled
-def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
+def draw_tuning(
+    tuning: pd.DataFrame, methods: pd.DataFrame, over: Literal["l0_target", "n"] = "l0_target"
+) -> Figure:
     """Validation nMSE against learning rate, one panel a method, the chosen runs ringed.
 
     One line for each L0, darker for a larger one; where a method has a further knob, one for each
     of its values, too, broken but for the first. A hollow point missed the L0 by more than 10%:
-    its error is another level's.
-    The axis ends just above an nMSE of 1: what lies higher has diverged.
+    its error is another level's. The axis ends just above an nMSE of 1: what lies higher has
+    diverged.
 
     What to see: each ring lies at the bottom of a valley, not at the end of the range tried, so
     that a method loses in the other figures by itself and not by its learning rate. No claim
     rests on this figure; every comparison (C1 to C5) leans on it.
 
+    Args:
+        tuning: rows of `tuning.csv`.
+        methods: labels and colours.
+        over: `l0_target` for the L0s at the number of latents at which most rates were tried; `n`
+            for the numbers of latents at the L0 at which several were.
+
     Raises:
         UserError: a missing column.
     """
-    columns = ["method", "l0_target", "learning_rate", "nmse", "off_target", "chosen"]
+    columns = ["method", "n", "l0_target", "learning_rate", "nmse", "off_target", "chosen"]
     require(tuning, "tuning", columns)
     tuning = tuning.dropna(subset=["learning_rate", "nmse"])
     if "value" not in tuning:
         tuning = tuning.assign(knob=None, value=np.nan)
     styles = assign_styles(methods, tuning["method"])
     looks = {m: look for m, look in styles.items() if m in set(tuning["method"])}
-    levels = sorted(tuning["l0_target"].unique())
+    if over == "l0_target":
+        tuning = tuning[tuning["n"].isin(tuning["n"].mode()[:1])]
+    else:
+        sizes = tuning.groupby("l0_target")["n"].transform("nunique")
+        tuning = tuning[sizes == sizes.max()]
+    levels = sorted(tuning[over].unique())
     shades = dict(zip(levels, np.linspace(0.15, 0.85, len(levels)), strict=True))
     if len(levels) == 1:
         shades = {levels[0]: 0.5}
@@ -63,12 +79,14 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
     for ax, (method, look) in zip(axes.flat, looks.items(), strict=False):
         runs = tuning[tuning["method"] == method]
         values = sorted(runs["value"].dropna().unique())
-        # Sizes and seeds are joined apart: a line is one setting at several learning rates.
+        # Seeds and the other key are joined apart: a line is one setting at several learning rates.
         setting = [name for name in ("l0_target", "value", "n", "seed") if name in runs]
-        for (l0, value, *_), line in runs.sort_values("learning_rate").groupby(
-            setting, dropna=False
-        ):
-            drawn: dict[str, Any] = {"color": shade(look.color, shades[l0]), "marker": look.marker}
+        for key, line in runs.sort_values("learning_rate").groupby(setting, dropna=False):
+            level, value = (key[setting.index(name)] for name in (over, "value"))
+            drawn: dict[str, Any] = {
+                "color": shade(look.color, shades[level]),
+                "marker": look.marker,
+            }
             drawn["linestyle"] = (
                 _STYLES[values.index(value) % len(_STYLES)] if value in values else "-"
             )
@@ -96,13 +114,16 @@ def draw_tuning(tuning: pd.DataFrame, methods: pd.DataFrame) -> Figure:
         ax.tick_params(labelbottom=True)
     fig.supylabel("validation normalised MSE", fontsize=10)
     handles = [Line2D([], [], label="chosen", **_RING)]
-    if len(levels) > 1:
-        handles += [
-            Line2D([], [], color=shade(style.GREY, shades[l0]), label=f"$L_0$ = {l0:g}")
-            for l0 in levels
-        ]
     if tuning["off_target"].any():
         label = r"hollow: $L_0$ over 10% off, never chosen"
         handles.append(style.method_handle(label, style.GREY, "o", mfc="white", ls="none"))
-    style.legend_below(fig, handles, columns=len(handles))
+    if len(levels) > 1:
+        handles += [
+            Line2D(
+                [], [], color=shade(style.GREY, shades[level]), label=_LEVELS[over].format(level)
+            )
+            for level in levels
+        ]
+    rows = 1 if len(handles) <= _IN_A_ROW else 2
+    style.legend_below(fig, handles, columns=-(-len(handles) // rows))
     return fig
