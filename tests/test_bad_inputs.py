@@ -294,6 +294,11 @@ def method_folder(folder, facts=FACTS, rule=""):
         "method.yaml: hyperparameters.learning_rate: 0; expected a number above 0",
     ),
     (
+        "factors of no learning rate",
+        {"facts": FACTS | {"hyperparameters": {"learning_rate_factor": {64: 2}}}},
+        "method.yaml: hyperparameters.learning_rate_factor: there is no learning_rate",
+    ),
+    (
         "NaN",
         {"facts": FACTS | {"hyperparameters": {"width": math.nan}}},
         "method.yaml: hyperparameters.width: NaN",

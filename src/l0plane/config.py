@@ -88,7 +88,7 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
         unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
         if unknown:
             raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
-        _check_learning_rate(f"{path}: hyperparameters", facts["hyperparameters"])
+        _check_learning_rate(f"{path}: hyperparameters", facts["hyperparameters"], {})
         methods[path.parent.name] = facts
     for name, facts in methods.items():
         base = facts.get("derived_from")
@@ -425,7 +425,10 @@ def _check_budgets(config: Config) -> None:
                 )
 
 
-def _check_learning_rate(where: str, values: Hyperparameters) -> None:
+def _check_learning_rate(where: str, values: Hyperparameters, known: Hyperparameters) -> None:
+    """Of `values` that override `known`."""
+    if FACTOR in values and "learning_rate" not in {**known, **values}:
+        raise UserError(f"{where}.{FACTOR}: there is no learning_rate that it could change")
     rate = values.get("learning_rate", 1)
     if not isinstance(rate, dict) and rate <= 0:
         raise UserError(
@@ -478,12 +481,10 @@ def _check_hyperparameters(overrides: Config, methods: dict[str, Config]) -> Non
             raise UserError(
                 f"hyperparameters.{method}: not a method; expected some of {', '.join(methods)}"
             )
-        _check_learning_rate(f"hyperparameters.{method}", values)
-        known = list(methods[method]["hyperparameters"])
-        if tunable(methods[method]) and FACTOR not in known:
-            known.append(FACTOR)
+        known = methods[method]["hyperparameters"]
+        _check_learning_rate(f"hyperparameters.{method}", values, known)
         for key in values:
-            if key not in known:
+            if key not in known and key != FACTOR:
                 raise UserError(
                     f"hyperparameters.{method}.{key}: {method} has no such hyperparameter; "
                     f"it has {', '.join(known) or 'none'}"
