@@ -145,6 +145,10 @@ def test_dead_latents_need_three_rates_and_leave_out_divergence():
     broken = tuning.assign(learning_rate=1e-1, dead_fraction=0.0, diverged=True)
     both = pd.concat([tuning, broken.drop_duplicates("method")])
     assert verdict("C18", Tables(tuning=both)) == "reproduced"
+    # At another size with fewer rates the slope is the other way round, and steep.
+    other = tuning[tuning["learning_rate"] >= 3e-4].assign(n=64)
+    other = other.assign(dead_fraction=-np.log10(other["learning_rate"]))
+    assert verdict("C18", Tables(tuning=pd.concat([tuning, other]))) == "reproduced"
     for share in (0.0, 0.1):  # that depends on no rate: none, or those of a frozen encoder
         assert verdict("C18", Tables(tuning=tuning.assign(dead_fraction=share))) == "not measured"
 
