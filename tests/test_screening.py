@@ -5,11 +5,14 @@ import pytest
 import torch
 from test_kernel_laws import triples, whole
 
+from l0plane.device import multiplies_bfloat16
 from l0plane.kernels import arrays, cpu, selection
 from l0plane.kernels.arrays import array, tiles
 from l0plane.kernels.screening import Screen
 
-pytestmark = pytest.mark.skipif(not selection.SCREENS, reason="needs a CPU with bfloat16 products")
+pytestmark = pytest.mark.skipif(
+    not multiplies_bfloat16(), reason="needs a CPU with bfloat16 products"
+)
 ROWS, N, D, K = 40, 700, 64, 12
 
 
@@ -30,7 +33,8 @@ def whole_product(monkeypatch, select, *inputs):
 
 @pytest.fixture
 def screenings(monkeypatch):
-    """How many tiles were screened to the end."""
+    """Screen, also where it takes longer; how many tiles were screened to the end."""
+    monkeypatch.setattr(selection, "SCREENS", True)
     done = []
     sampled = selection.sampled
     monkeypatch.setattr(selection, "sampled", lambda *a: (done.append(1), sampled(*a)))

@@ -41,13 +41,13 @@ def machine() -> dict[str, str | int | float]:
     # Imported here, since whoever asks for versions should not wait for it.
     import torch
 
-    from l0plane.device import multiplies_bfloat16
+    from l0plane.device import bfloat16_is_faster
 
     vectors = torch.backends.cpu.get_cpu_capability()
     found: dict[str, str | int | float] = {
         "processor": processor(),
         "cores": os.cpu_count() or 0,
-        "vectors": vectors + (", bfloat16" if multiplies_bfloat16() else ""),
+        "vectors": vectors + (", bfloat16" if bfloat16_is_faster() else ""),
         "memory_gb": round(memory / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}, {_distribution()}",
         "libc": " ".join(platform.libc_ver()),

@@ -1,8 +1,8 @@
 """Which pre-activations are active, on the CPU: the `k` largest, or all above a threshold.
 
 To know them takes the product of all activations with all of the encoder, the most costly part of
-a training step. Where the processor multiplies bfloat16 numbers, the product of rounded factors,
-twice as fast, comes first. It screens: how far rounding can have moved a pre-activation is known,
+a training step. Where the processor multiplies bfloat16 numbers twice as fast, the product of
+rounded factors comes first. It screens: how far rounding can have moved a pre-activation is known,
 so that only the few that it cannot rule out are computed in float32, from the factors as they are.
 Nothing is approximated: active latents and values are those of the whole float32 product, but for
 the order in which sums are taken.
@@ -19,12 +19,12 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from l0plane.code import Code
-from l0plane.device import multiplies_bfloat16
+from l0plane.device import bfloat16_is_faster
 from l0plane.kernels.arrays import FAST, array, sampled, tiles
 from l0plane.kernels.screening import Screen
 
 #: Whether to screen: elsewhere the rounded product is slower, and how it sums is not known.
-SCREENS = multiplies_bfloat16()
+SCREENS = bfloat16_is_faster()
 #: Of more candidates than this share of the latents, the whole product is cheaper.
 CANDIDATES = 1 / 8
 #: By what part of itself rounding to bfloat16 moves a number at most; and a little, for float32.
