@@ -146,6 +146,16 @@ def test_products_equal_dense_float64_products(backend, size):
     assert (code.indices[by_latent.order.long()].diff() >= 0).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_latents_with_a_value_are_silent_no_longer(backend):
+    indices = torch.tensor([4, 1, 4, 2, 0], dtype=torch.int32)
+    values = torch.tensor([0.0, 2.0, 1.0, 0.0, -1.0], requires_grad=True)
+    code = Code(torch.tensor([0, 3, 5], dtype=torch.int32), indices, values, 6)
+    silent = torch.tensor([7, 0, 5, 3, 9, 2])
+    assert backend.reset_active(silent, code).item() == 3
+    assert silent.tolist() == [0, 0, 5, 3, 0, 2]
+
+
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("select", ["above", "top_k"])
 def test_gradients_equal_autograd_through_dense_tensors(dtype, tolerance, select):

@@ -241,6 +241,16 @@ def step(trainer, *arguments):
     return trainer.read(trainer.step(*arguments))
 
 
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])
+def test_active_latents_are_those_with_a_value(name):
+    x, t = STORE.x[:2], trainer(name)
+    with torch.no_grad():
+        active = t.method.loss(t.parameters, x).code.to_dense() != 0
+    assert step(t, x, 0.0, 0.0)["l0"] == active.sum().item() / 2
+    assert t.silent_tokens.tolist() == [0 if used else 2 for used in active.any(0)]
+    assert 0 < active.any(0).sum() < N
+
+
 def test_dead_latents_are_counted_in_tokens_and_auxk_reaches_only_them():
     x = STORE.x[:500]
     means = []

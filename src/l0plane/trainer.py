@@ -138,9 +138,9 @@ class Trainer:
         loss = self.method.loss(self.parameters, rows)
         total = scale * loss.objective
         squared = _squared_norm(loss.error)
-        self.silent_tokens.index_fill_(0, loss.code.indices.long(), 0)
+        active = kernels.reset_active(self.silent_tokens, loss.code)
         revived: Parameters = {}
-        dead = loss.code.indices[:0].long()
+        dead = self.silent_tokens[:0]
         if self.method.auxk:
             dead = self._dead_latents()
             if self.method.ranks.over_latents(len(dead)):
@@ -161,7 +161,6 @@ class Trainer:
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         for key, gradient in zip(revived, found[len(self.parameters) :], strict=True):
             gradients[key].index_add_(0, dead, gradient)
-        active = self.silent_tokens.new_full((), len(loss.code.indices))
         return objective, penalty, squared, active
 
     def _norm(self, gradients: Parameters) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "gather",
     "parted",
     "places",
+    "reset_active",
     "squared_error",
     "top_k_mask",
     "transpose",
@@ -253,6 +254,14 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, grad_values):
         grad = ctx.code.with_values(grad_values.contiguous())
         return _backend(grad_values).latent_sums(grad), None
+
+
+def reset_active(silent: Tensor, code: Code) -> Tensor:
+    """Set `silent`, int64 `[n]`, to 0 at each active latent; how many triples are, int64 `[]`.
+
+    A triple of value 0 is not active.
+    """
+    return _backend(code.values).reset_active(silent, code)
 
 
 # --- the optimiser

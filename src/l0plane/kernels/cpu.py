@@ -350,6 +350,21 @@ def _latent_sums(indices, values, out):
         out[indices[e]] += values[e]
 
 
+def reset_active(silent: Tensor, code: Code) -> Tensor:
+    """As `reference.reset_active`."""
+    return torch.tensor(_reset_active(array(code.indices), array(code.values), silent.numpy()))
+
+
+@njit(cache=True)
+def _reset_active(indices, values, silent):
+    active = 0
+    for e in range(len(indices)):
+        if values[e] != 0:
+            silent[indices[e]] = 0
+            active += 1
+    return active
+
+
 def adam(
     parameter: Tensor,
     gradient: Tensor,

@@ -38,6 +38,7 @@ from l0plane.kernels.gpu_selection import top_k_mask as top_k_mask
 from l0plane.kernels.reference import BETAS, EPS, AdamState
 from l0plane.kernels.reference import parted as parted
 from l0plane.kernels.reference import places as places
+from l0plane.kernels.reference import reset_active as reset_active
 
 WARPS = 16
 

@@ -178,6 +178,14 @@ def latent_sums(code: Code) -> Tensor:
     return sums.index_add_(0, code.indices.long(), code.values)
 
 
+def reset_active(silent: Tensor, code: Code) -> Tensor:
+    """Set `silent`, int64 `[n]`, to 0 where a value is not; how many are not, int64 `[]`."""
+    active = code.values.detach() != 0
+    least = torch.where(active, 0, torch.iinfo(silent.dtype).max)
+    silent.scatter_reduce_(0, code.indices.long(), least, "amin")
+    return active.sum()
+
+
 def adam(
     parameter: Tensor,
     gradient: Tensor,

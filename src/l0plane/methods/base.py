@@ -27,7 +27,7 @@ class Loss(NamedTuple):
     error: Tensor
     """`[rows, d]`: the batch less the reconstruction that the method is judged by."""
     code: Code
-    """The code of that reconstruction."""
+    """The code of that reconstruction; a triple of value 0 does not count as active."""
     penalty: Tensor | None = None
     """Sum over the batch of the sparsity penalty, before its factor lambda; none for TopK."""
 
@@ -82,7 +82,7 @@ class Method(ABC):
         rows = self.ranks.rows(sample)
         with torch.no_grad():
             loss = self.loss(parameters, rows)
-        if not self.ranks.over_all(len(loss.code.indices)):
+        if not self.ranks.over_all(loss.code.values.count_nonzero().item()):
             raise UserError(self.silent_at_start())
         start = rows - loss.error - pre_bias
         norm = math.sqrt(self.ranks.over_rows(start.square().sum().item()))

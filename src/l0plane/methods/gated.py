@@ -34,9 +34,7 @@ class GatedMethod(Method):
         decoder, pre_bias = p["decoder"], p["pre_bias"]
         objective, error = self.ranks.squared_error(x, code, decoder, pre_bias)
         frozen, _ = self.ranks.squared_error(x, gate, decoder.detach(), pre_bias.detach())
-        with torch.no_grad():
-            active = code.keep(values > 0)
-        return Loss(objective + frozen, error, active, gate.values.sum())
+        return Loss(objective + frozen, error, code, gate.values.sum())
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """The gate's and the magnitude's parameters become the activation function."""

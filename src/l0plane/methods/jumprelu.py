@@ -91,9 +91,7 @@ class JumpReLUMethod(Method):
         values, count = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
         code = near.with_values(values)
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
-        with torch.no_grad():
-            active = code.keep(values > 0)
-        return Loss(objective, error, active, count)
+        return Loss(objective, error, code, count)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """As trained, with the thresholds themselves."""
