@@ -33,6 +33,8 @@ class Code:
     """float `[nnz]`: its value."""
     n: int
     """How many latents there are."""
+    padded: bool = False
+    """Whether all rows are equally long, by triples of value 0 and latent 0 where they are not."""
     _by_latent: list[ByLatent] = field(default_factory=list, repr=False, compare=False)
     """Empty until somebody asks; codes that differ in values only share the list."""
 
@@ -43,7 +45,7 @@ class Code:
 
     @property
     def l0(self) -> Tensor:
-        """int64 `[rows]`: how many latents are active in each row."""
+        """int64 `[rows]`: how many triples each row has."""
         return self.indptr.diff().long()
 
     @property
@@ -99,9 +101,11 @@ class Code:
         starts, rows, order = halves.by_latent
         by_latent = [ByLatent(starts, rows >> 1, order)]
         indptr = halves.indptr[::2].contiguous()
-        return Code(indptr, halves.indices, halves.values, self.n, by_latent), halves
+        whole = Code(indptr, halves.indices, halves.values, self.n, self.padded, by_latent)
+        return whole, halves
 
     def to_dense(self) -> Tensor:
         """The code as a matrix `[rows, n]`."""
-        dense = self.values.new_zeros(self.shape)
-        return dense.index_put((self.rows, self.indices.long()), self.values)
+        places = self.rows * self.n + self.indices
+        dense = self.values.new_zeros(self.shape[0] * self.n)
+        return dense.scatter_add(0, places, self.values).view(self.shape)

@@ -12,7 +12,6 @@ from typing import Any, TextIO
 import torch
 
 from l0plane.files import UserError
-from l0plane.machine import processor
 
 #: The locks by which this process holds its GPUs.
 _claims: list[TextIO] = []
@@ -86,13 +85,18 @@ def bfloat16_is_faster() -> bool:
 
     Where AMX is missing, or hidden from a virtual machine, Intel's processors take twice as long.
     """
-    return _has("amx_bf16") or (_has("avx512_bf16") and "Intel" not in processor())
+    return _has("amx_bf16") or (_has("avx512_bf16") and not _is_intel())
 
 
 def _has(instructions: str) -> bool:
     # Other versions of PyTorch may not say.
     has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get(instructions))
+
+
+def _is_intel() -> bool:
+    path = Path("/proc/cpuinfo")
+    return path.exists() and b"GenuineIntel" in path.read_bytes()
 
 
 def use_precision(settings: dict[str, Any]) -> None:

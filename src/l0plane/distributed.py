@@ -151,11 +151,17 @@ class Ranks:
     # --- the operations on codes that concern the latents of all ranks
 
     def encode_top_k(
-        self, x: Tensor, pre_bias: Tensor, encoder: Tensor, k: int, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        pre_bias: Tensor,
+        encoder: Tensor,
+        k: int,
+        bias: Tensor | None = None,
+        padded: bool = False,
     ) -> Code:
         """As `kernels.encode_top_k`, the `k` largest of all latents; the code has this rank's."""
         mask = self._agreed if self.shard_latents else None
-        return kernels.encode_top_k(x, pre_bias, encoder, k, bias, mask)
+        return kernels.encode_top_k(x, pre_bias, encoder, k, bias, mask, padded)
 
     def top_k_mask(self, code: Code, k: int) -> Tensor:
         """As `kernels.top_k_mask`, the `k` largest of all latents."""

@@ -64,7 +64,7 @@ class Trainer:
     def step(self, x: Tensor, learning_rate: float, penalty_factor: float) -> Taken:
         """One optimiser step on a batch `x [rows, d]`; what comes of it, `read` says.
 
-        The host does not wait for a GPU to end the step, but for its selection of latents.
+        The host does not wait for a GPU to end the step, but where a selection has no fixed length.
         """
         ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
         began = _now(x)
@@ -215,7 +215,7 @@ class Trainer:
         """
         ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
         whole = ranks.over_rows(squared).to(squared.dtype)
-        code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"])
+        code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"], padded=True)
         missed, _ = ranks.squared_error(error, code, decoder)
         return (missed / whole).nan_to_num()
 

@@ -110,11 +110,16 @@ def encode_top_k(
     k: int,
     bias: Tensor | None = None,
     top_k_mask: Callable[[Code, int], Tensor] | None = None,
+    padded: bool = False,
 ) -> Code:
     """The `k` largest pre-activations of each row, of those that are positive (TopK, then ReLU).
 
     Arguments and result as for `encode_above`; of equal values the lower latent is kept. Where
     `encoder` is a part of all latents, `top_k_mask` says which of its `k` largest are to stay.
+
+    To know how many positive values there are the host would have to wait for a GPU. It need not
+    where the code may be `padded` with triples of value 0, which have no gradient here, but would
+    count in whatever else is made of them than a sum of `z`.
 
     Raises:
         ValueError: `k` is less than 1.
@@ -127,6 +132,8 @@ def encode_top_k(
         code = backend.select_top_k(centred, encoder, bias, k)
         if top_k_mask is not None:
             code = code.keep(top_k_mask(code, k))
+        if code.padded and not padded:
+            code = code.keep(code.values > 0)
     return _encoded(code, centred, pre_bias, encoder, bias)
 
 
@@ -163,6 +170,8 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_values):
         centred, encoder = ctx.saved_tensors
         backend = _backend(grad_values)
+        if ctx.code.padded:
+            grad_values = grad_values.masked_fill(ctx.code.values == 0, 0.0)
         grad = ctx.code.with_values(grad_values.contiguous())
         grad_encoder = backend.transposed_product(grad, centred)
         sums = backend.latent_sums(grad)
@@ -227,12 +236,14 @@ class _SquaredError(torch.autograd.Function):
     def backward(ctx, grad, _):
         pull, sampled = ctx.saved_tensors
         scale = -2 * grad
-        pull = pull * scale
         grad_decoder = grad_bias = None
         if ctx.needs_input_grad[3]:
-            grad_decoder = _backend(pull).transposed_product(ctx.code, pull)
+            # Values are fewer than errors, but for dense codes.
+            grad_decoder = _backend(pull).transposed_product(
+                ctx.code.with_values(ctx.code.values * scale), pull
+            )
         if ctx.needs_input_grad[4]:
-            grad_bias = pull[:: ctx.levels].sum(0)
+            grad_bias = pull[:: ctx.levels].sum(0) * scale
         return None, None, sampled * scale, grad_decoder, grad_bias, None, None
 
 

@@ -7,8 +7,9 @@ then say in which groups a row's `k` largest are, so that they are read once. Al
 the active triples, by row or by latent, each sum in one program and in a fixed order: no atomics,
 so that the same step gives the same bits.
 
-The host waits for the device in one place, a selection: it reads how many triples there are, since
-the arrays that hold them have that length.
+The host waits for the device in one place, a selection of all that is above a threshold: it reads
+how many triples there are, since the arrays that hold them have that length. A selection of the `k`
+largest is padded to `k` in each row.
 
 Products are float32 (TF32 off) unless the caller asks PyTorch for less. With
 `torch.set_float32_matmul_precision("medium")` activations, their gradients and weights are rounded

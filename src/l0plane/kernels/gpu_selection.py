@@ -68,10 +68,11 @@ def select_above(
 
 
 def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
-    """As `reference.select_top_k`.
+    """As `reference.select_top_k`, but padded to `k` triples in each row.
 
-    Where products are rounded to bfloat16 and more than `k` rounded pre-activations of a row are
-    equal to the k-th largest of them, which of these are taken is up to their order.
+    So the host need not ask how many there are. Where products are rounded to bfloat16 and more
+    than `k` rounded pre-activations of a row are equal to the k-th largest of them, which of these
+    are taken is up to their order.
 
     Raises:
         UserError: too many are active to be counted in int32.
@@ -87,13 +88,9 @@ def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Cod
     rounded = size > 0 and bias is None and x.dtype == torch.bfloat16
     rows = max(1, TILE_BYTES // ((2 if rounded else 4) * n))
     tiles = [_top_k_of(tile, encoder, bias, k, size, rounded) for tile in x.split(rows)]
-    indices, values, counts = (torch.cat(pieces) for pieces in zip(*tiles, strict=True))
-    indptr = torch.zeros(len(x) + 1, dtype=torch.int32, device=x.device)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
-    if int(indptr[-1]) < indices.numel():
-        full = (torch.arange(k, device=x.device) < counts[:, None]).flatten().nonzero()[:, 0]
-        return Code(indptr, indices.flatten()[full], values.flatten()[full], n)
-    return Code(indptr, indices.flatten(), values.flatten(), n)
+    indices, values = (torch.cat(pieces).flatten() for pieces in zip(*tiles, strict=True))
+    indptr = k * torch.arange(len(x) + 1, dtype=torch.int32, device=x.device)
+    return Code(indptr, indices, values, n, padded=True)
 
 
 def _check(triples: int, x: Tensor, n: int) -> None:
@@ -106,7 +103,7 @@ def _check(triples: int, x: Tensor, n: int) -> None:
 
 def _top_k_of(
     x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, size: int, rounded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """What `_largest` gives, of a tile of rows.
 
     By groups of `size`, or 0; from a product that is `rounded` to bfloat16, or not.
@@ -163,7 +160,7 @@ def _candidates(a: Tensor, k: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _largest(
     a: Tensor, k: int, latents: Tensor | None = None, lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The `k` largest positive values of each row of `a [rows, width]`, in order of place.
 
     Args:
@@ -173,21 +170,20 @@ def _largest(
         lengths: int32 `[rows]`, how many places of a row count; none: all.
 
     Returns:
-        Their latents, int32, and values, both `[rows, k]`, and how many there are, int32 `[rows]`.
+        Their latents, int32, and values, both `[rows, k]`; 0 where there are no more.
     """
     rows, width = a.shape
     block = min(triton.next_power_of_2(width), max(SEGMENT, triton.next_power_of_2(2 * k)))
     segments = triton.cdiv(width, block)
-    indices = torch.empty(rows, segments * k, dtype=torch.int32, device=a.device)
+    indices = torch.zeros(rows, segments * k, dtype=torch.int32, device=a.device)
     values = torch.zeros(rows, segments * k, device=a.device)
-    counts = torch.empty(rows, segments, dtype=torch.int32, device=a.device)
     _top_k[(rows, segments)](
-        *(a, latents, lengths, indices, values, counts, width, k),
+        *(a, latents, lengths, indices, values, width, k),
         block,
         num_warps=min(WARPS, max(1, block // 256)),
     )
     # The largest of a row are among the largest of its segments, which stand in the order of place.
-    return (indices, values, counts[:, 0]) if segments == 1 else _largest(values, k, indices)
+    return (indices, values) if segments == 1 else _largest(values, k, indices)
 
 
 def top_k_mask(code: Code, k: int) -> Tensor:
@@ -372,7 +368,7 @@ def _narrow(
 
 
 @triton.jit
-def _top_k(a, latents, lengths, indices, values, counts, width, k, BLOCK: tl.constexpr):
+def _top_k(a, latents, lengths, indices, values, width, k, BLOCK: tl.constexpr):
     row, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     segments = tl.num_programs(1)
     place = segment * BLOCK + tl.arange(0, BLOCK)
@@ -389,7 +385,6 @@ def _top_k(a, latents, lengths, indices, values, counts, width, k, BLOCK: tl.con
     out = (row * segments + segment) * k + rank - 1
     tl.store(indices + out, latent, mask=kept)
     tl.store(values + out, bits.to(tl.float32, bitcast=True), mask=kept)
-    tl.store(counts + row * segments + segment, tl.sum(kept.to(tl.int32)))
 
 
 @triton.jit

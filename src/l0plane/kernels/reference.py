@@ -180,10 +180,12 @@ def latent_sums(code: Code) -> Tensor:
 
 def reset_active(silent: Tensor, code: Code) -> Tensor:
     """Set `silent`, int64 `[n]`, to 0 where a value is not; how many are not, int64 `[]`."""
-    active = code.values.detach() != 0
-    least = torch.where(active, 0, torch.iinfo(silent.dtype).max)
-    silent.scatter_reduce_(0, code.indices.long(), least, "amin")
-    return active.sum()
+    inactive = code.values.detach() == 0
+    # No index of what is active, for which the host would wait: all others go to one place more.
+    longer = torch.cat([silent, silent.new_zeros(1)])
+    longer.index_fill_(0, code.indices.long().masked_fill_(inactive, len(silent)), 0)
+    silent.copy_(longer[:-1])
+    return len(inactive) - inactive.sum()
 
 
 def adam(

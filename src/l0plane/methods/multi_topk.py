@@ -20,9 +20,10 @@ class MultiTopKMethod(TopKMethod):
         """The two squared errors; judged by the reconstruction at `k`."""
         k, pre_bias = int(self.l0), parameters["pre_bias"]
         with torch.no_grad():
-            wide = self.ranks.encode_top_k(x, pre_bias, parameters["encoder"], WIDER * k)
+            encoder = parameters["encoder"]
+            wide = self.ranks.encode_top_k(x, pre_bias, encoder, WIDER * k, padded=True)
             among_k = self.ranks.top_k_mask(wide, k)
-            narrow = wide.keep(among_k)
+            narrow = wide.with_values(torch.where(among_k, wide.values, 0.0))
             wide, halves = wide.parted(among_k)
         # The k largest of a row are a row of their own before that of the others, which the second
         # reconstruction has beyond the first: each of the 4k is walked once.

@@ -20,7 +20,7 @@ class TopKMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k` largest."""
         pre_bias, encoder = parameters["pre_bias"], parameters["encoder"]
-        code = self.ranks.encode_top_k(x, pre_bias, encoder, int(self.l0))
+        code = self.ranks.encode_top_k(x, pre_bias, encoder, int(self.l0), padded=True)
         return Loss(*self.ranks.squared_error(x, code, parameters["decoder"], pre_bias), code)
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
