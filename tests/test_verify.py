@@ -118,6 +118,17 @@ def test_where_no_lambda_was_found_the_l0_alone_is_compared():
     assert "nmse" in [moved.column for moved in verify.compare("lambdas", missed, other)[0]]
 
 
+def test_a_rate_above_the_chosen_one_may_differ_by_more():
+    tried = autoencoders().assign(l0_target=4, method="relu", learning_rate=[0.1, 0.2, 0.4])
+    tried["chosen"] = [False, True, False]
+    found = tried.assign(nmse=tried["nmse"] * [1.004, 1.004, 1.02])
+    assert not verify.compare("tuning", tried, found)[0]
+    for row in (0, 1):
+        other = found.copy()
+        other.loc[row, "nmse"] *= 1.01
+        assert [moved.column for moved in verify.compare("tuning", tried, other)[0]] == ["nmse"]
+
+
 def test_times_names_and_hashes_of_weights_are_not_compared():
     found = autoencoders().assign(run="verify", training_seconds=9.0, model_sha256="ef")
     assert not verify.compare("autoencoders", autoencoders(), found.drop(columns="model_sha256"))[0]

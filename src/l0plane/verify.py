@@ -44,8 +44,12 @@ DIFFERENCE = 2e-4
 #: How many latents may be dead more, or fewer.
 DEAD = 2
 #: A search for lambda that ends farther than this from its L0 has found none, and which of those
-#: tried came nearest is rounding's choice: of such rows the L0 alone is compared, within as much.
-MISSED = 0.1
+#: tried came nearest is rounding's choice: of such rows the L0 alone is compared ...
+MISSED = 0.05
+#: ... within this share of it.
+NEAR = 0.1
+#: A rate above the chosen one is high enough for a training to be unstable: rounding counts more.
+UNSTABLE = 5
 
 
 class Moved(NamedTuple):
@@ -138,8 +142,13 @@ def _allowed(rows: pd.DataFrame, column: str) -> pd.Series:
     if column.endswith("_se"):
         return np.maximum(STANDARD_ERROR * size, ABSOLUTE)
     allowed = np.maximum(RELATIVE * size, ABSOLUTE)
+    if {"chosen", "learning_rate"} <= set(rows):
+        rate = rows["learning_rate"]
+        level = [rows[name] for name in _AUTOENCODER]
+        chosen = rate.where(rows["chosen"]).groupby(level).transform("max")
+        allowed = allowed.mask(rate > chosen, UNSTABLE * allowed)
     if column == "l0":
-        return allowed.mask(_missed(rows), MISSED * size)
+        return allowed.mask(_missed(rows), NEAR * size)
     if column == "delta_ce":
         return np.maximum(allowed, DIFFERENCE)
     if column.startswith("loss_recovered") and "delta_ce" in rows:
