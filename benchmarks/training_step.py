@@ -8,8 +8,8 @@ A step is everything a user pays for: reading a batch from the store, forward, b
 Adam, unit decoder rows, the moving average, counting dead latents, AuxK where latents are dead.
 Data and weights are random; biases and thresholds are such that the L0 asked for is the L0 there
 is. The first command writes `results/reference/benchmark_*.csv` and the tables of
-`docs/performance.md`; the second prints a part, measured shortly; the third prints where the time
-of a step goes.
+`docs/performance.md`, beside what was measured on other machines; the second prints a part,
+measured shortly; the third prints where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import cProfile
 import gc
 import json
 import os
-import platform
 import pstats
 import re
 import subprocess
@@ -58,6 +57,7 @@ from torch import Tensor
 from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.files import sha256, write_json
+from l0plane.machine import machine
 from l0plane.methods import METHODS
 from l0plane.trainer import Trainer
 
@@ -232,18 +232,37 @@ def memories(cases: list[Case]) -> list[dict[str, object]]:
 
 def provenance() -> dict[str, str]:
     """What the times depend on beside the code."""
-    names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*: (.*)$", names, re.MULTILINE)
+    facts = machine()
     return {
-        "machine": f"{os.cpu_count()} x {model[1] if model else platform.processor()}",
+        "machine": f"{facts['cores']} x {facts['processor']} ({facts['vectors']})",
         "threads": str(THREADS),
         "torch": torch.__version__,
         "numba": numba.__version__,
     }
 
 
+def beside_others(found: pd.DataFrame, output: Path) -> pd.DataFrame:
+    """What was found here, and what the file has of other machines."""
+    if not output.exists():
+        return found
+    earlier = tidy.read(output)
+    others = earlier[~earlier["machine"].isin(found["machine"])]
+    return pd.concat([found, others], ignore_index=True).sort_values("machine", kind="stable")
+
+
 def markdown_tables(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
-    """The tables of `docs/performance.md`, by the name in its markers."""
+    """The tables of `docs/performance.md`, by the name in its markers: one for each machine."""
+    whole: dict[str, list[str]] = {name: [] for name in tables}
+    for place in tables["steps"]["machine"].unique():
+        here = {name: table[table["machine"] == place] for name, table in tables.items()}
+        facts = here["steps"].iloc[0]
+        title = f"**{place}**, {facts['threads']} threads, torch {facts['torch']}, "
+        for name, table in _of_one_machine(here).items():
+            whole[name].append(f"{title}numba {facts['numba']}\n\n{table}")
+    return {name: "\n\n".join(each) for name, each in whole.items()}
+
+
+def _of_one_machine(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
     rows = []
     for _, same in tables["steps"].groupby(list(Case._fields), sort=False):
         is_ours = same["implementation"] == "l0plane"
@@ -273,7 +292,6 @@ def markdown_tables(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
         "steps": _markdown(pd.DataFrame(rows)),
         "scaling": _markdown(scaling[list(kept)].rename(columns=kept)),
         "memory": _markdown(memory[list(names)].rename(columns=names)),
-        "machine": ", ".join(f"{key}: {value}" for key, value in provenance().items()),
     }
 
 
@@ -320,7 +338,8 @@ def main() -> None:
     }
     for name, table in found.items():
         output = ROOT / f"results/reference/benchmark_{name}.csv"
-        tidy.write(tidy.arrange(table, {}, provenance()).round(4), output)
+        found[name] = beside_others(tidy.arrange(table, {}, provenance()).round(4), output)
+        tidy.write(found[name], output)
     fill(ROOT / "docs/performance.md", markdown_tables(found))
 
 
