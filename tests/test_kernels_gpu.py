@@ -181,6 +181,18 @@ def test_rows_without_positive_values_and_empty_codes():
     assert gpu.sampled_product(nothing, x[:1], encoder).shape == (0,)
 
 
+def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: gpu)
+    encoder = torch.ones(50, 4, device=DEVICE)
+    x = torch.stack([-encoder[0], encoder[0]])
+    for padded, counts in ((True, [3, 3]), (False, [0, 3])):
+        code = kernels.encode_top_k(x, 0 * encoder[0], encoder, 3, padded=padded)
+        assert code.padded == padded
+        assert code.l0.tolist() == counts
+        assert gpu.product(code, encoder).tolist() == [[0.0] * 4, [12.0] * 4]
+        assert code.to_dense().sum(1).tolist() == [0.0, 12.0]
+
+
 @pytest.mark.parametrize(("d", "rows"), [(1, 3), (12, 3), (12, 17)])
 def test_products(d, rows):
     code = random_code(rows, 20)
