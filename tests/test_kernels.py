@@ -1,5 +1,7 @@
 """The sparse operations against dense float64 computations and autograd."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from l0plane import kernels
 from l0plane.code import Code
 from l0plane.kernels import AdamState, arrays, cpu, reference
+from l0plane.methods import METHODS
 
 BACKENDS = [reference, cpu]
 RTOL, ATOL = 1e-4, 1e-5
@@ -144,6 +147,52 @@ def test_products_equal_dense_float64_products(backend, size):
     by_latent = backend.transpose(code)
     np.testing.assert_array_equal(code.rows[by_latent.order.long()], by_latent.rows)
     assert (code.indices[by_latent.order.long()].diff() >= 0).all()
+
+
+def padding(x, encoder, bias, k):
+    """What is selected, padded to k triples a row, as on a GPU."""
+    code = reference.select_top_k(x, encoder, bias, k)
+    place = torch.arange(len(code.values)) - code.indptr[code.rows]
+    indices, values = torch.zeros(len(x), k, dtype=torch.int32), x.new_zeros(len(x), k)
+    indices[code.rows, place], values[code.rows, place] = code.indices, code.values
+    indptr = k * torch.arange(len(x) + 1, dtype=torch.int32)
+    return Code(indptr, indices.flatten(), values.flatten(), code.n, padded=True)
+
+
+@pytest.mark.parametrize("name", ["topk", "multi_topk"])
+def test_what_pads_a_code_changes_neither_loss_nor_gradients(name, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, pre_bias = torch.randn(2, 6, 8, generator=generator, dtype=torch.float64)
+    pre_bias = pre_bias[0]
+    parameters = {"pre_bias": pre_bias, "encoder": torch.randn(9, 8, generator=generator).double()}
+    parameters["decoder"] = torch.randn(9, 8, generator=generator).double()
+    x[0] = pre_bias  # no latent is positive
+    padded = SimpleNamespace(**vars(reference) | {"select_top_k": padding})
+    found = []
+    for backend in (padded, reference):
+        monkeypatch.setattr(kernels, "_backend", lambda tensor, backend=backend: backend)
+        own = {key: p.clone().requires_grad_() for key, p in parameters.items()}
+        loss = METHODS[name](7, {}).loss(own, x)
+        silent = torch.ones(9, dtype=torch.int64)
+        active = kernels.reset_active(silent, loss.code)
+        gradients = torch.autograd.grad(loss.objective, list(own.values()))
+        found.append([loss.objective.detach(), active, silent, *gradients])
+        assert loss.code.padded == (backend is padded)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
+    padded = SimpleNamespace(**vars(reference) | {"select_top_k": padding})
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: padded)
+    encoder = torch.ones(5, 4)
+    inputs = (torch.stack([-encoder[0], encoder[0]]), torch.zeros(4), encoder, 3)
+    assert kernels.encode_top_k(*inputs, padded=True).l0.tolist() == [3, 3]
+    assert kernels.encode_top_k(*inputs).l0.tolist() == [0, 3]
+    # Nor where ranks that share latents agree on which are to stay.
+    agreed = kernels.encode_top_k(*inputs, top_k_mask=lambda code, k: code.values >= 0, padded=True)
+    assert agreed.l0.tolist() == [0, 3]
+    assert not agreed.padded
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -109,7 +109,7 @@ def test_values_that_are_not_finite(k):
     values[1] = torch.nan
     selected = gpu.select_top_k(torch.eye(2, device=DEVICE), values.T.contiguous(), None, k)
     # The product spreads NaN over both rows, which is why the kernel is looked at by itself.
-    assert len(selected.indices) == selected.indptr[-1]
+    assert not selected.values.any()
     indices, kept = selection._largest(values, k)
     a = values.nan_to_num(nan=-1.0, posinf=torch.inf, neginf=-torch.inf)
     expected = (a > 0).sum(1).clamp(max=k)
@@ -191,6 +191,22 @@ def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
         assert code.l0.tolist() == counts
         assert gpu.product(code, encoder).tolist() == [[0.0] * 4, [12.0] * 4]
         assert code.to_dense().sum(1).tolist() == [0.0, 12.0]
+
+
+def test_a_step_with_fewer_dead_latents_than_auxk_takes_is_that_of_the_reference(monkeypatch):
+    x = draw(6, 12)
+    method = METHODS["topk"](1, {})
+    settings = {"clip_norm": 1.0, "ema": 0.9, "dead_after_tokens": 1, "aux_k": 15, "aux_weight": 1}
+    found = []
+    for backend in (gpu, reference):
+        monkeypatch.setattr(kernels, "_backend", lambda tensor, backend=backend: backend)
+        parameters = method.initialise(x, 20, torch.Generator().manual_seed(0))
+        trainer = Trainer(method, parameters, 1.0, settings)
+        facts = trainer.read(trainer.step(x, 0.01, 0.0))
+        facts.pop("seconds")
+        found.append((facts, trainer.states["encoder"].mean, trainer.states["decoder"].mean))
+    assert 0 < found[0][0]["dead_fraction"] < 1
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("d", "rows"), [(1, 3), (12, 3), (12, 17)])
@@ -285,6 +301,10 @@ def test_a_step_waits_for_nothing(monkeypatch, name):
     with Waits() as waits:
         steps = [trainer.step(x, 0.01, 0.0) for _ in range(3)]
     assert not waits.count
+    encoder, pre_bias = parameters["encoder"], parameters["pre_bias"]
+    with Waits() as waits:
+        kernels.encode_top_k(x, pre_bias, encoder, 3)
+    assert waits.count
     assert trainer.read(steps[-1])["loss"] < trainer.read(steps[0])["loss"]
 
 

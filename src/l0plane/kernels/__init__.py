@@ -130,10 +130,10 @@ def encode_top_k(
         backend = _backend(x) if len(encoder) else reference
         centred = backend.centred(x, pre_bias)
         code = backend.select_top_k(centred, encoder, bias, k)
+        if code.padded and (top_k_mask is not None or not padded):
+            code = code.keep(code.values > 0)
         if top_k_mask is not None:
             code = code.keep(top_k_mask(code, k))
-        if code.padded and not padded:
-            code = code.keep(code.values > 0)
     return _encoded(code, centred, pre_bias, encoder, bias)
 
 

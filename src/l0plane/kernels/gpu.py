@@ -4,8 +4,8 @@ Selections are in `gpu_selection`, products in `gpu_products`.
 
 The encoder product is cuBLAS's, over tiles of rows; the largest of each group of pre-activations
 then say in which groups a row's `k` largest are, so that they are read once. All other work is on
-the active triples, by row or by latent, each sum in one program and in a fixed order: no atomics,
-so that the same step gives the same bits.
+the active triples, by row or by latent, each sum in one program and in a fixed order: no atomics
+whose order could matter, so that the same step gives the same bits.
 
 The host waits for the device in one place, a selection of all that is above a threshold: it reads
 how many triples there are, since the arrays that hold them have that length. A selection of the `k`
