@@ -117,9 +117,8 @@ def test_precision_is_what_the_settings_say_and_full_on_a_cpu(
 def test_bfloat16_is_faster_with_amx_or_on_other_processors_than_intels(
     instructions, vendor, faster, monkeypatch, tmp_path
 ):
-    has, facts = dict.fromkeys(instructions, True), tmp_path / "cpuinfo"
+    found, facts = dict.fromkeys(instructions, True), tmp_path / "cpuinfo"
     facts.write_text(f"vendor_id\t: {vendor}\n")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     monkeypatch.setattr(device, "Path", lambda _: facts)
     assert device.bfloat16_is_faster() == faster
-    assert device.multiplies_bfloat16() == bool(instructions)

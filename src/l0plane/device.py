@@ -75,23 +75,18 @@ def _claim(count: int) -> list[int]:
     return claimed
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16 numbers, with float32 sums."""
-    return _has("avx512_bf16") or _has("amx_bf16")
-
-
 def bfloat16_is_faster() -> bool:
     """Whether products of bfloat16 numbers take this CPU less time than those of float32.
 
     Where AMX is missing, or hidden from a virtual machine, Intel's processors take twice as long.
     """
-    return _has("amx_bf16") or (_has("avx512_bf16") and not _is_intel())
+    return has("amx_bf16") or (has("avx512_bf16") and not _is_intel())
 
 
-def _has(instructions: str) -> bool:
-    # Other versions of PyTorch may not say.
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(has.get(instructions))
+def has(instructions: str) -> bool:
+    """Whether this CPU has them, by PyTorch's names; false where PyTorch does not say."""
+    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get(instructions))
 
 
 def _is_intel() -> bool:
