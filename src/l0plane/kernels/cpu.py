@@ -79,15 +79,19 @@ def _parted(indptr, indices, values, mask):
     starts[2 * rows] = indptr[rows]
     new_indices, new_values = np.empty_like(indices), np.empty_like(values)
     for r in prange(rows):
-        first = other = indptr[r]
-        for e in range(indptr[r], indptr[r + 1]):
-            other += np.int32(mask[e])
-        starts[2 * r], starts[2 * r + 1] = first, other
-        for e in range(indptr[r], indptr[r + 1]):
-            place = first if mask[e] else other
-            new_indices[place], new_values[place] = indices[e], values[e]
-            first += np.int32(mask[e])
-            other += np.int32(not mask[e])
+        own = slice(indptr[r], indptr[r + 1])
+        kept, index, value = mask[own], indices[own], values[own]
+        new_index, new_value = new_indices[own], new_values[own]
+        first, other = np.uint32(0), np.uint32(0)
+        for e in range(len(kept)):
+            other += np.uint32(kept[e])
+        starts[2 * r], starts[2 * r + 1] = own.start, own.start + other
+        for e in range(len(kept)):
+            among = np.uint32(kept[e])
+            place = other + (first - other) * among  # no branch, which no one can predict
+            new_index[place], new_value[place] = index[e], value[e]
+            first += among
+            other += np.uint32(1) - among
     return starts, new_indices, new_values
 
 
@@ -357,11 +361,15 @@ def reset_active(silent: Tensor, code: Code) -> Tensor:
 
 @njit(cache=True)
 def _reset_active(indices, values, silent):
+    # Whether a triple is active no one can predict: in place of a branch all others go to place 0.
+    seen = np.zeros(len(silent) + 1, np.uint8)
     active = 0
     for e in range(len(indices)):
-        if values[e] != 0:
-            silent[indices[e]] = 0
-            active += 1
+        is_active = values[e] != 0
+        seen[(indices[e] + 1) * is_active] = 1
+        active += is_active
+    for i in range(len(silent)):
+        silent[i] *= 1 - seen[i + 1]
     return active
 
 

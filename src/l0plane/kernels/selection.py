@@ -298,28 +298,36 @@ def _keep_largest(latents, values, starts, counts, k, kept_indices, kept_values,
 
 
 @njit(cache=True, fastmath=FAST)
+def _count(bits, least):
+    """How many there are from `least` up."""
+    count = np.uint32(0)
+    for j in range(len(bits)):
+        count += np.uint32(bits[j] >= least)
+    return count
+
+
+@njit(cache=True, fastmath=FAST)
 def _keep_k(latent, value, k, indices, values):
     """Write the k largest of positive values, of equal ones the lower latent; return how many."""
     bits = value.view(np.int32)
     cut = np.int32(0) if len(value) <= k else _kth_largest(bits, k, 0)
-    above = np.int32(0)
-    for c in range(len(value)):
-        above += np.int32(bits[c] >= cut)
+    above = _count(bits, cut)
     ties = above > k  # more than one value is equal to the k-th largest
     if ties:
         cut += np.int32(1)
-    place = 0
-    for c in range(len(value)):
-        if bits[c] >= cut:
-            indices[place] = latent[c]
-            values[place] = value[c]
-            place += 1
+        above = _count(bits, cut)
+    place, c = np.uint32(0), np.uint32(0)
+    while place < above:  # stores as in `_largest`, none beyond the last that is kept
+        indices[place] = latent[c]
+        values[place] = value[c]
+        place += np.uint32(bits[c] >= cut)
+        c += np.uint32(1)
     if ties:
         tied = np.sort(latent[bits == cut - np.int32(1)])
-        for c in range(k - place):
-            indices[place + c] = tied[c]
-            values[place + c] = value[bits == cut - np.int32(1)][0]
-        place = k
+        for t in range(k - place):
+            indices[place + t] = tied[t]
+            values[place + t] = value[bits == cut - np.int32(1)][0]
+        return k
     return place
 
 
@@ -338,9 +346,7 @@ def _kth_largest(bits, k, slack):
     middle = max(np.int32(1), high - np.int32(4 << 23))
     high += np.int32(1)
     while high - low > 1:
-        count = np.int32(0)
-        for j in range(len(bits)):
-            count += np.int32(bits[j] >= middle)
+        count = _count(bits, middle)
         if count >= k:
             low = middle
             if count <= k + slack:

@@ -23,7 +23,7 @@ class MultiTopKMethod(TopKMethod):
             encoder = parameters["encoder"]
             wide = self.ranks.encode_top_k(x, pre_bias, encoder, WIDER * k, padded=True)
             among_k = self.ranks.top_k_mask(wide, k)
-            narrow = wide.with_values(torch.where(among_k, wide.values, 0.0))
+            narrow = wide.with_values(wide.values * among_k)
             wide, halves = wide.parted(among_k)
         # The k largest of a row are a row of their own before that of the others, which the second
         # reconstruction has beyond the first: each of the 4k is walked once.
