@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from l0plane import config as l0config
+from l0plane import plan
 from l0plane.penalty import SEARCH, TRIALS
 from l0plane.tuning import sides
 
@@ -44,23 +45,21 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def trainings(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
     """What is trained for tuning, for lambda and for the figures: (tokens, n) of each."""
-    levels, tokens = l0config.levels(config), config["training"]["tokens"]
+    levels, tokens = plan.levels(config), config["training"]["tokens"]
     found: dict[str, list[tuple[int, int]]] = {"tuning": [], "search for lambda": []}
     if config["tuning"]["table"] == l0config.MEASURE:
-        for name in filter(
-            lambda name: l0config.tunable(methods[name]), config["tuning"]["methods"]
-        ):
-            each = SEARCH if l0config.penalised(methods[name]) else 1
-            candidates = len(l0config.candidates(config, methods[name]))
+        for name in filter(lambda name: plan.tunable(methods[name]), config["tuning"]["methods"]):
+            each = SEARCH if plan.penalised(methods[name]) else 1
+            candidates = len(plan.candidates(config, methods[name]))
             candidates += len(sides(config["tuning"]["learning_rates"]))
             candidates *= len(config["tuning"]["l0"])
             tokens_of_each, size = config["tuning"]["tokens"], config["sparsity_panel"]["n"]
             found["tuning"] += [(tokens_of_each, size)] * (each * candidates)
             # At each other size three rates at least, and mostly no more.
-            others = [(tokens_of_each, n) for n in l0config.tuned_sizes(config)]
+            others = [(tokens_of_each, n) for n in plan.tuned_sizes(config)]
             found["tuning"] += others * (each * 3)
     if config["lambdas"] == l0config.MEASURE:
-        penalised = [name for name in config["methods"] if l0config.penalised(methods[name])]
+        penalised = [name for name in config["methods"] if plan.penalised(methods[name])]
         for level in levels:
             most = TRIALS if level.seed else SEARCH  # from what seed 0 found
             found["search for lambda"] += [(tokens, level.n)] * (most * len(penalised))

@@ -14,8 +14,8 @@ import pandas as pd
 
 from l0plane import kernels, tidy
 from l0plane.activation_store import ActivationStore
-from l0plane.config import at_level
 from l0plane.files import read_json
+from l0plane.plan import at_level
 from l0plane.training import train
 from l0plane.tuning import validate
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from l0plane import config
+from l0plane import config, plan
 from l0plane.files import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -292,9 +292,9 @@ def test_levels_are_both_panels_without_repetition(load):
             "seeds": 2,
         }
     )
-    names = [str(level) for level in config.levels(loaded)]
+    names = [str(level) for level in plan.levels(loaded)]
     assert names == ["n32-l8-s0", "n64-l4-s0", "n64-l8-s0", "n64-l8-s1"]
-    assert [str(level) for level in config.panel_levels(loaded, "refinement")] == [
+    assert [str(level) for level in plan.panel_levels(loaded, "refinement")] == [
         "n64-l8-s0",
         "n64-l8-s1",
     ]
@@ -303,59 +303,59 @@ def test_levels_are_both_panels_without_repetition(load):
 def test_candidates_are_every_learning_rate_with_every_value_of_a_knob(load):
     loaded = load({"tuning": {"learning_rates": [0.01, 0.1]}})
     facts = {"grid": {}}
-    assert config.candidates(loaded, facts) == {
+    assert plan.candidates(loaded, facts) == {
         "learning_rate0.01": {"learning_rate": 0.01},
         "learning_rate0.1": {"learning_rate": 0.1},
     }
     facts = {"grid": {"width": [1, 2]}}
-    found = config.candidates(loaded, facts)
+    found = plan.candidates(loaded, facts)
     assert len(found) == 4
     assert found["learning_rate0.1-width2"] == {"learning_rate": 0.1, "width": 2}
 
 
 def test_hyperparameters_of_the_configuration_win(load, methods):
     loaded = load({"hyperparameters": {"jumprelu": {"bandwidth": 7}}})
-    found = config.hyperparameters(loaded, "jumprelu", methods["jumprelu"])
+    found = plan.hyperparameters(loaded, "jumprelu", methods["jumprelu"])
     assert found == {**methods["jumprelu"]["hyperparameters"], "bandwidth": 7}
 
 
 def test_what_was_tuned_at_several_l0s_is_interpolated_between_them(load):
     own = {"learning_rate": {4: 0.008, 16: 0.002, 64: 0.004}, "width": 3}
-    rates = {l0: config.at_level(own, 64, l0, 64)["learning_rate"] for l0 in (1, 4, 8, 16, 32, 99)}
+    rates = {l0: plan.at_level(own, 64, l0, 64)["learning_rate"] for l0 in (1, 4, 8, 16, 32, 99)}
     halfway = {8: 0.004, 32: 0.002 * 2**0.5}  # on both axes
     assert rates == pytest.approx({1: 0.008, 4: 0.008, 16: 0.002, 99: 0.004} | halfway)
     assert rates[4] == 0.008  # to the last bit: lambdas are looked up by it
-    assert config.at_level(own, 256, 4, 64) == {"learning_rate": 0.004, "width": 3}
+    assert plan.at_level(own, 256, 4, 64) == {"learning_rate": 0.004, "width": 3}
     # As text, as --config gives it, and as JSON's keys.
     loaded = load({"hyperparameters": {"topk": {"learning_rate": {"4": "1e-3", "16": 2e-3}}}})
-    found = config.hyperparameters(loaded, "topk", {"hyperparameters": {}})
-    assert config.at_level(found, 64, 16, 64) == {"learning_rate": 2e-3}
-    assert config.at_level(found, 64, 2, 64) == {"learning_rate": 1e-3}
+    found = plan.hyperparameters(loaded, "topk", {"hyperparameters": {}})
+    assert plan.at_level(found, 64, 16, 64) == {"learning_rate": 2e-3}
+    assert plan.at_level(found, 64, 2, 64) == {"learning_rate": 1e-3}
 
 
 def test_a_rate_tuned_at_a_size_is_a_factor_of_what_the_rule_for_sizes_gives(load):
     own = {"learning_rate": {4: 0.008, 16: 0.004}, "learning_rate_factor": {256: 1.4}}
-    assert config.at_level(own, 256, 4, 64) == pytest.approx({"learning_rate": 1.4 * 0.004})
-    assert config.at_level(own, 256, 16, 64) == pytest.approx({"learning_rate": 1.4 * 0.002})
-    assert config.at_level(own, 1024, 4, 64) == {"learning_rate": 0.002}  # nothing was tuned there
-    assert config.at_size_by_rule(own, 256, 4, 64) == {"learning_rate": 0.004}
+    assert plan.at_level(own, 256, 4, 64) == pytest.approx({"learning_rate": 1.4 * 0.004})
+    assert plan.at_level(own, 256, 16, 64) == pytest.approx({"learning_rate": 1.4 * 0.002})
+    assert plan.at_level(own, 1024, 4, 64) == {"learning_rate": 0.002}  # nothing was tuned there
+    assert plan.at_size_by_rule(own, 256, 4, 64) == {"learning_rate": 0.004}
     # A configuration may give one to each method that has a rate; on the command line it is text.
     loaded = load({"hyperparameters": {"topk": {"learning_rate_factor": {"256": 0.5}}}})
-    found = config.hyperparameters(loaded, "topk", {"hyperparameters": {"learning_rate": 0.1}})
-    assert config.at_level(found, 256, 4, 64) == {"learning_rate": 0.025}
+    found = plan.hyperparameters(loaded, "topk", {"hyperparameters": {"learning_rate": 0.1}})
+    assert plan.at_level(found, 256, 4, 64) == {"learning_rate": 0.025}
     # Where so many latents are the size that rates are tuned at, nothing is left to correct; nor is
     # a rate that a configuration gives that of which method.yaml has the factor.
-    assert config.at_level(own, 256, 16, 256) == {"learning_rate": 0.004}
+    assert plan.at_level(own, 256, 16, 256) == {"learning_rate": 0.004}
     loaded = load({"hyperparameters": {"topk": {"learning_rate": 0.1}}})
-    found = config.hyperparameters(loaded, "topk", {"hyperparameters": own})
-    assert config.at_level(found, 256, 4, 64) == {"learning_rate": 0.05}
+    found = plan.hyperparameters(loaded, "topk", {"hyperparameters": own})
+    assert plan.at_level(found, 256, 4, 64) == {"learning_rate": 0.05}
 
 
 def test_sizes_too_small_for_the_size_panels_l0_are_not_tuned(load):
     loaded = load({"size_panel": {"l0": 300, "n": [512, 1024], "replicated": []}})
-    assert config.tuned_sizes(loaded) == [512, 2048]
+    assert plan.tuned_sizes(loaded) == [512, 2048]
     loaded = load({"sparsity_panel": {"n": 512}})
-    assert config.tuned_sizes(loaded) == [256, 2048]
+    assert plan.tuned_sizes(loaded) == [256, 2048]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 from test_training import HYPERPARAMETERS, SETTINGS, STORE
 
 from l0plane import config as l0config
-from l0plane import tables
+from l0plane import plan, tables
 from l0plane import tidy as columns
 from l0plane.claims import Tables, judge
 from l0plane.missing import missing
@@ -168,10 +168,10 @@ def test_each_method_that_stands_on_its_own_pays_for_one_pass_of_the_language_mo
 
 def test_what_gpt2_asks_of_a_cluster_fits_the_partitions_of_the_profile(cost):
     config, _ = cost.read(ROOT / "config/gpt2.yaml")
-    rules = {"config": config, "l0config": l0config}
+    rules = {"config": config, "l0config": l0config, "plan": plan}
     exec((ROOT / "workflow/rules/resources.smk").read_text(), rules)
     there = yaml.safe_load((ROOT / "profiles/slurm/partitions.yaml").read_text())["partitions"]
-    levels = l0config.levels(config)
+    levels = plan.levels(config)
     groups = [SimpleNamespace(streamed=streamed, levels=levels) for streamed in (True, False)]
     for asked in (
         rules["activations_resources"](),

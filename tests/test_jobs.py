@@ -11,9 +11,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from l0plane import __version__, tidy
 from l0plane.autoencoder import Autoencoder, TopK
-from l0plane.config import at_level
 from l0plane.files import UserError
 from l0plane.jobs import job
+from l0plane.plan import at_level
 from l0plane.processes import _cause
 from l0plane.tuning import CLIMB, choose, climb, neighbour, sides, size_factors, validate
 

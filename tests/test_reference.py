@@ -8,7 +8,7 @@ import pytest
 import yaml
 from test_config import merged
 
-from l0plane import config
+from l0plane import config, plan
 from l0plane.lambdas import setting
 from l0plane.tuning import neighbour, sides
 
@@ -22,7 +22,7 @@ SIZES = TUNING[TUNING["n"] != DEFAULT["sparsity_panel"]["n"]]
 METHODS = config.read_methods(
     REPOSITORY / "workflow/methods", REPOSITORY / "workflow/schemas/method.schema.yaml"
 )
-PENALISED = [name for name, facts in METHODS.items() if config.penalised(facts)]
+PENALISED = [name for name, facts in METHODS.items() if plan.penalised(facts)]
 
 
 @pytest.mark.parametrize("method", TUNING["method"].unique())
@@ -42,7 +42,7 @@ def test_hyperparameters_are_those_that_tuning_chose(method):
                 assert set(beside["value"]) == {*wanted.values()} - {wanted["learning_rate"]}
         assert len(beside) == len(beside_best)
         (chosen,) = rows[rows["chosen"]].to_dict("records")
-        own = config.at_level(facts["hyperparameters"], n, l0, n)
+        own = plan.at_level(facts["hyperparameters"], n, l0, n)
         assert own["learning_rate"] == chosen["learning_rate"]
         if isinstance(chosen["knob"], str):
             assert own[chosen["knob"]] == chosen["value"]
@@ -52,7 +52,7 @@ def test_what_was_tuned_is_what_was_trained():
     assert set(TUNED["l0_target"]) == set(DEFAULT["tuning"]["l0"])
     n = DEFAULT["sparsity_panel"]["n"]
     for row in pd.read_csv(REFERENCE / "autoencoders.csv").itertuples():
-        own = config.at_level(METHODS[row.method]["hyperparameters"], row.n, row.l0_target, n)
+        own = plan.at_level(METHODS[row.method]["hyperparameters"], row.n, row.l0_target, n)
         assert row.learning_rate == pytest.approx(own["learning_rate"]), row
     for facts in METHODS.values():
         for name, value in facts["hyperparameters"].items():
@@ -69,10 +69,10 @@ def test_rates_of_other_sizes_are_those_that_tuning_chose(method):
     assert set(rows["l0_target"]) == {l0}
     for n, found in rows.groupby("n"):
         level = (n, l0, DEFAULT["sparsity_panel"]["n"])
-        rule = config.at_size_by_rule(own, *level)["learning_rate"]
+        rule = plan.at_size_by_rule(own, *level)["learning_rate"]
         assert (found["learning_rate"] / rule).round(2).isin([0.71, 1, 1.4]).sum() == 3
         (chosen,) = found.loc[found["chosen"], "learning_rate"]
-        assert chosen == pytest.approx(config.at_level(own, *level)["learning_rate"], rel=0.01)
+        assert chosen == pytest.approx(plan.at_level(own, *level)["learning_rate"], rel=0.01)
 
 
 def test_no_rate_chosen_is_at_the_end_of_those_tried():
@@ -92,9 +92,9 @@ def test_the_reference_is_about_the_embedded_text(table):
 def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
     rows = LAMBDAS[LAMBDAS["method"] == method].set_index(["n", "l0_target", "seed"])
     reference_n = DEFAULT["sparsity_panel"]["n"]
-    for level in config.levels(DEFAULT):
+    for level in plan.levels(DEFAULT):
         row = rows.loc[level.n, level.l0, level.seed]
-        own = config.at_level(METHODS[method]["hyperparameters"], level.n, level.l0, reference_n)
+        own = plan.at_level(METHODS[method]["hyperparameters"], level.n, level.l0, reference_n)
         subject = setting(DEFAULT["language_model"], DEFAULT["training"], own)
         assert row["setting"] == subject
         assert row["training_tokens"] == DEFAULT["training"]["tokens"]
@@ -109,6 +109,6 @@ def test_the_reference_run_was_made_with_this_configuration():
     for key in set(expected) - ignored:  # those hold names written out and paths found
         assert found[key] == expected[key], key
     rows = pd.read_csv(REFERENCE / "autoencoders.csv")
-    levels = {(level.n, level.l0, level.seed) for level in config.levels(expected)}
+    levels = {(level.n, level.l0, level.seed) for level in plan.levels(expected)}
     for method, trained in rows.groupby("method"):
         assert {tuple(row) for row in trained[["n", "l0_target", "seed"]].values} == levels, method

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
-from l0plane.config import FACTOR
+from l0plane.plan import FACTOR
 
 # Every rule stays below .l0plane, so that a page can also be put into another.
 _STYLE = """

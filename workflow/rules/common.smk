@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import contains_wildcard
 
 from l0plane import config as l0config
+from l0plane import plan
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
@@ -126,15 +127,15 @@ def training_params(method):
         "method": method,
         "language_model": config["language_model"]["path"],
         "settings": config["training"],
-        "hyperparameters": l0config.hyperparameters(config, method, METHODS[method]),
+        "hyperparameters": plan.hyperparameters(config, method, METHODS[method]),
         "reference_n": config["sparsity_panel"]["n"],
     }
 
 
 def hyperparameters_at(method, n, l0):
     """A method's hyperparameters at a level, each a number."""
-    own = l0config.hyperparameters(config, method, METHODS[method])
-    return l0config.at_level(own, int(n), int(l0), config["sparsity_panel"]["n"])
+    own = plan.hyperparameters(config, method, METHODS[method])
+    return plan.at_level(own, int(n), int(l0), config["sparsity_panel"]["n"])
 
 
 def searched_lambda(method):
@@ -144,7 +145,7 @@ def searched_lambda(method):
 
 def lambda_table(method):
     """Where a method's constant lambda is read; nothing if it has none or steers it."""
-    if not l0config.penalised(METHODS[method]) or config["lambdas"] == l0config.STEER:
+    if not plan.penalised(METHODS[method]) or config["lambdas"] == l0config.STEER:
         return []
     measured = config["lambdas"] == l0config.MEASURE
     return searched_lambda(method) if measured else config["lambdas"]
@@ -184,7 +185,7 @@ def group_of(method):
     says so. But not if the method's rule runs a script of its own, or if what goes in cannot be
     written out for each level: an unnamed input, a function, a parameter with wildcards.
     """
-    its, levels = own_rule(method), l0config.levels(config)
+    its, levels = own_rule(method), plan.levels(config)
     if not trained_here(method) or any(map(callable, [*its.input, *its.params])):
         return None
     params = [item for own in its.params for item in (own if isinstance(own, list) else [own])]
@@ -227,7 +228,7 @@ def superseded_jobs():
     found = []
     for method in METHODS:
         group = GROUPS.get(method)
-        alone = map(str, l0config.levels(config)) if group else []
+        alone = map(str, plan.levels(config)) if group else []
         stems = {"stream", "together", *alone} - {group.stem if group else ""}
         found += [f"autoencoders/{method}/{stem}" for stem in sorted(stems)]
     return found
@@ -245,7 +246,7 @@ def autoencoders_of(method):
     """The files of all autoencoders of a method, or of `external`."""
     if method in config["external"]:
         return {"elsewhere": local_files(config["external"][method])}
-    return files_of(method, l0config.levels(config))
+    return files_of(method, plan.levels(config))
 
 
 def measurements(method):
@@ -263,14 +264,14 @@ def measurement_params(method):
     def asked_in(section):
         if method not in config[section]["methods"]:
             return []
-        return "all" if external else plain(l0config.panel_levels(config, section))
+        return "all" if external else plain(plan.panel_levels(config, section))
 
     external = config["external"].get(method)
     return {
         "run": config["run"],
         "method": method,
         "external": external,
-        "levels": plain(l0config.levels(config)),
+        "levels": plain(plan.levels(config)),
         "refined_levels": asked_in("refinement"),
         "progressive_levels": asked_in("progressive"),
         "points": config["progressive"]["points"],
@@ -314,7 +315,7 @@ def published_scale(figure):
 def tuned_methods():
     """The methods of the run that `tune` varies."""
     asked = config["tuning"]["methods"]
-    return [m for m in asked if trained_here(m) and l0config.tunable(METHODS[m])]
+    return [m for m in asked if trained_here(m) and plan.tunable(METHODS[m])]
 
 
 def tuning_candidates():
@@ -322,11 +323,11 @@ def tuning_candidates():
     found = []
     for method in tuned_methods():
         names = [
-            *l0config.candidates(config, METHODS[method]),
+            *plan.candidates(config, METHODS[method]),
             *sides(config["tuning"]["learning_rates"]),
         ]
         names = [f"l{l0}-{name}" for l0 in config["tuning"]["l0"] for name in names]
-        names += [f"n{n}" for n in l0config.tuned_sizes(config)]
+        names += [f"n{n}" for n in plan.tuned_sizes(config)]
         found += [f"{RESULTS}/tuning/{method}/{name}.csv" for name in names]
     return found
 
@@ -334,16 +335,16 @@ def tuning_candidates():
 def tuned_level(wildcards):
     """Where a candidate is tried: the panels' common size at an L0, or another size at its L0."""
     n = wildcards.get("n", config["sparsity_panel"]["n"])
-    return l0config.Level(int(n), int(wildcards.get("l0", config["size_panel"]["l0"])), 0)
+    return plan.Level(int(n), int(wildcards.get("l0", config["size_panel"]["l0"])), 0)
 
 
 def tuning_params(climbs=False):
     """What `scripts/tune.py` needs to know."""
 
     def by_rule(wildcards):
-        own = l0config.hyperparameters(config, wildcards.method, METHODS[wildcards.method])
+        own = plan.hyperparameters(config, wildcards.method, METHODS[wildcards.method])
         level = tuned_level(wildcards)
-        return l0config.at_size_by_rule(own, level.n, level.l0, config["sparsity_panel"]["n"])
+        return plan.at_size_by_rule(own, level.n, level.l0, config["sparsity_panel"]["n"])
 
     return {
         "run": config["run"],
@@ -351,7 +352,7 @@ def tuning_params(climbs=False):
         "l0": lambda wildcards: tuned_level(wildcards).l0,
         "settings": {**config["training"], "tokens": config["tuning"]["tokens"]},
         "hyperparameters": by_rule,
-        "penalised": lambda wildcards: l0config.penalised(METHODS[wildcards.method]),
+        "penalised": lambda wildcards: plan.penalised(METHODS[wildcards.method]),
         "changed": {} if climbs else candidate_changes,
         "climbs": climbs,
     }
@@ -359,7 +360,7 @@ def tuning_params(climbs=False):
 
 def grid_candidates(wildcards):
     """The tables of a method's candidates at one L0, of which the best one's neighbours are tried."""
-    found = l0config.candidates(config, METHODS[wildcards.method])
+    found = plan.candidates(config, METHODS[wildcards.method])
     return [f"{RESULTS}/tuning/{wildcards.method}/l{wildcards.l0}-{name}.csv" for name in found]
 
 
@@ -368,8 +369,8 @@ def searched_lambdas():
     return [
         searched_lambda(method).format(**vars(level))
         for method in config["methods"]
-        if trained_here(method) and l0config.penalised(METHODS[method])
-        for level in l0config.levels(config)
+        if trained_here(method) and plan.penalised(METHODS[method])
+        for level in plan.levels(config)
     ]
 
 
@@ -385,7 +386,7 @@ def candidate_changes(wildcards):
 
     Of a neighbour, nothing that is known before the grid is.
     """
-    found = l0config.candidates(config, METHODS[wildcards.method])
+    found = plan.candidates(config, METHODS[wildcards.method])
     return found.get(wildcards.get("candidate"), {})
 
 

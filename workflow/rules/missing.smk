@@ -18,7 +18,7 @@ def asked():
     found = []
     for method in config["methods"]:
         measure = f"{RESULTS}/measurements/{method}/autoencoders.csv"
-        for level in l0config.levels(config):
+        for level in plan.levels(config):
             jobs = [*first]
             for each in filter(None, (METHODS[method].get("derived_from"), method)):
                 group = GROUPS.get(each)

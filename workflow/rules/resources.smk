@@ -135,9 +135,9 @@ def evaluation_resources():
     what the untouched model predicts and the codes that are cut (1 GiB each), and the values that
     are refined.
     """
-    levels = l0config.levels(config)
-    cut = l0config.panel_levels(config, "progressive")
-    refined = l0config.panel_levels(config, "refinement")
+    levels = plan.levels(config)
+    cut = plan.panel_levels(config, "progressive")
+    refined = plan.panel_levels(config, "refinement")
     rows = config["evaluation"]["contexts"] * config["language_model"]["context"]
     tokens = rows * (len(levels) + config["progressive"]["points"] * len(cut))
     n = max(level.n for level in levels)

@@ -15,7 +15,6 @@ from l0plane import tidy
 from l0plane.activation_store import ActivationStore
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder, Failed, read_provenance, save_failed
-from l0plane.config import at_level
 from l0plane.device import available_device, use_precision
 from l0plane.distributed import SharedCheckpoint, joined
 from l0plane.files import rebuilt_by_the_run
@@ -23,6 +22,7 @@ from l0plane.jobs import job
 from l0plane.lambdas import read_lambda, setting
 from l0plane.language_model import LanguageModel
 from l0plane.measuring import training_provenance
+from l0plane.plan import at_level
 from l0plane.processes import launch, launched
 from l0plane.tokens import load_contexts
 from l0plane.training import (
