@@ -78,10 +78,10 @@ def test_a_penalty_too_small_to_be_felt_is_not_the_end_of_a_search():
 
     felt = PenaltyController.START
     silent = trials((3e-8, 68.4), (3e-7, 68.4), (3e-6, 68.41))
-    assert following(silent, 4, below=True) == felt
-    assert following([*silent, *trials((felt, 66.0))], 4, below=True) > felt
-    assert following(trials((0.3, 68.4), (3.0, 68.4), (30.0, 68.41)), 4, below=True) is None
-    assert following(trials((3e-6, 2.0), (3e-7, 1.9), (3e-8, 1.8)), 4, below=True) is None
+    assert following(silent, 4, around=True) == felt
+    assert following([*silent, *trials((felt, 66.0))], 4, around=True) > felt
+    assert following(trials((0.3, 68.4), (3.0, 68.4), (30.0, 68.41)), 4, around=True) is None
+    assert following(trials((3e-6, 2.0), (3e-7, 1.9), (3e-8, 1.8)), 4, around=True) is None
 
 
 def test_a_constant_lambda_is_found_that_gives_the_l0_asked_for():
@@ -178,11 +178,12 @@ def test_a_steered_training_that_lost_its_way_says_nothing_about_lambda(monkeypa
 
 
 #: What ProLU-STE does: L0 falls, rises and falls again with lambda.
-WINDING = {0.01: 40.0, 0.02: 16.0, 0.03: 8.1, 0.05: 11.6, 0.095: 16.2, 0.183: 16.0, 0.36: 8.1}
+WINDING = {0.005: 90.0, 0.01: 40.0, 0.02: 16.0, 0.03: 8.1, 0.05: 11.6, 0.095: 16.2}
+WINDING |= {0.13: 18.0, 0.183: 16.0, 0.36: 8.1, 0.7: 3.0}
 
 
-def winding(monkeypatch, steered):
-    """`search_lambda` where L0 is `WINDING` and the error grows with lambda; all lambdas tried."""
+def winding(monkeypatch, steered, best=0.0):
+    """`search_lambda` where L0 is `WINDING`, the error least at `best`; all lambdas tried."""
     tried = []
 
     def trained(*arguments, **_):
@@ -191,26 +192,33 @@ def winding(monkeypatch, steered):
 
     def reached(factor, _):
         l0 = np.exp(np.interp(np.log(factor), np.log([*WINDING]), np.log([*WINDING.values()])))
-        return dict.fromkeys(lambdas.TRIED[1:], 0.1) | {"l0": l0, "nmse": factor**0.1}
+        return dict.fromkeys(lambdas.TRIED[1:], 0.1) | {"l0": l0, "nmse": 0.1 + abs(factor - best)}
 
     monkeypatch.setattr(lambdas, "train", trained)
     monkeypatch.setattr(lambdas, "validate", reached)
     return tried
 
 
-def test_of_the_lambdas_that_give_an_l0_the_least_is_found(monkeypatch):
-    tried = winding(monkeypatch, steered=0.183)
+@pytest.mark.parametrize(
+    ("steered", "best"),
+    [(0.02, 0.02), (0.02, 0.183), (0.095, 0.02), (0.183, 0.02), (0.183, 0.095), (0.183, 0.183)],
+)
+def test_of_the_lambdas_that_give_an_l0_the_best_is_found(monkeypatch, steered, best):
+    tried = winding(monkeypatch, steered, best)
     found = search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS)
-    assert tried[1] == 0.183  # whose L0 is 16 exactly, but not its error the least
+    assert tried[1] == pytest.approx(steered)
     assert abs(found["l0"][0] / 16 - 1) < CLOSE
-    assert 0.01 < found["lambda"][0] < 0.03
+    assert found["lambda"][0] == pytest.approx(best, rel=0.1)
     assert found["nmse"][0] == found["nmse"][abs(found["l0"] / 16 - 1) < CLOSE].min()
 
 
-def test_where_l0_falls_with_lambda_one_training_shows_it(monkeypatch):
+def test_where_l0_falls_with_lambda_two_trainings_on_either_side_show_it(monkeypatch):
+    monkeypatch.setitem(WINDING, 0.05, 7.0)
+    for factor in [factor for factor in WINDING if factor > 0.05]:
+        monkeypatch.setitem(WINDING, factor, 1 / factor)
     tried = winding(monkeypatch, steered=0.02)
     search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS)
-    assert tried[1:] == pytest.approx([0.02, 0.01])
+    assert tried[1:] == pytest.approx([0.02, 0.01, 0.005, 0.04])
 
 
 def test_the_search_for_another_seed_stays_where_it_begins(monkeypatch):

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ LOST = 1.25
 ANSWER = (0.3, 3.0)
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
-#: By how much less a lambda is tried once one gives the L0: where L0 falls as lambda rises, it
-#: gives more latents.
-PROBE = 2.0
+#: Once a lambda gives the L0, others a factor of `PROBE` apart are tried on either side of it until
+#: one gives `MORE` times as many latents and one so many times `FEWER`, or is `FARTHEST_PROBE`
+#: times smaller or larger.
+PROBE, MORE, FEWER, FARTHEST_PROBE = 2.0, 3.0, 2.0, 32.0
+#: Between lambdas closer than this (a factor) L0 jumps.
+CLIFF = 1.1
 #: How fast nMSE can fall as L0 rises, d log nMSE / d log L0; what is beyond is no frontier.
 STEEPEST = -2.0
 
@@ -112,8 +116,8 @@ def search_lambda(
 
     The first lambda comes from a training with a steered one, if `start` does not give it; the
     next ones from the secant of log L0 over log lambda, inside the bracket once there is one. L0
-    need not fall steadily with lambda, and several can give the same: so the search goes on below
-    the one that it found (`following`), and takes the one with the least error.
+    need not fall steadily with lambda, and several can give the same: so the search looks on both
+    sides of the one that it found (`following`), and takes the one with the least error.
 
     Args:
         method: a key of `METHODS` whose loss has a penalty.
@@ -124,8 +128,8 @@ def search_lambda(
         settings: the configuration's `training` section.
         hyperparameters: as for `train`, without `lambda`.
         seed: of the trainings.
-        start: the first lambda, such as the one that was found for another seed; the search does
-            not look below what it finds. If its training fails, it begins as without.
+        start: the first lambda, such as the one that was found for another seed; the search ends
+            with the first that gives the L0. If its training fails, it begins as without.
         progress: where a killed search has left its trainings, if it has; it is written from now
             on. Its owner removes it when the result is safe.
 
@@ -178,7 +182,7 @@ def search_lambda(
             return search_lambda(*arguments, progress=progress)
         trials.append({"lambda": factor, **measured})
         print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
-        factor = following(trials, l0, below=start is None)
+        factor = following(trials, l0, around=start is None)
     table = pd.DataFrame(trials, columns=TRIED)
     distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
     close = table["nmse"].where(_close(table["l0"], l0))
@@ -187,12 +191,12 @@ def search_lambda(
     return table.iloc[np.argsort(away, kind="stable")].reset_index(drop=True)
 
 
-def following(trials: list[dict[str, float]], l0: float, below: bool) -> float | None:
+def following(trials: list[dict[str, float]], l0: float, around: bool) -> float | None:
     """The lambda to try after some trials of a search; None where it is over.
 
-    Once a lambda gives the L0, and if `below`, half of it is tried, which gives more latents as a
-    rule. If it does not, some still smaller lambda does: the search goes on down until the least
-    lambda that gives the L0 has a neighbour, half of it or more, with more latents.
+    Once a lambda gives the L0, and if `around`, smaller ones are tried until one gives many more
+    latents, and larger ones until one gives many fewer. Wherever two neighbours then have the L0
+    between them, one that gives it is sought there, too.
     """
     tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
     found = [factor for factor, got in tried if _close(got, l0)]
@@ -202,15 +206,19 @@ def following(trials: list[dict[str, float]], l0: float, below: bool) -> float |
             small = PenaltyController.START
             return small if tried[-1][0] < small and tried[-1][1] > l0 else None
         return next_lambda([(trial["lambda"], trial["l0"]) for trial in trials], l0)
-    smaller = [(factor, got) for factor, got in tried if factor < found[0]]
-    near = bool(smaller) and smaller[-1][0] > 0.99 * found[0] / PROBE
-    if not below or (near and smaller[-1][1] > l0):
+    if not around:
         return None
-    if not near:
-        return found[0] / PROBE
-    if max(got for _, got in smaller) > l0:
-        return next_lambda(smaller, l0)
-    return smaller[0][0] / PROBE
+    (least, most_latents), (greatest, fewest_latents) = tried[0], tried[-1]
+    if most_latents < MORE * l0 and least > found[0] / FARTHEST_PROBE:
+        return least / PROBE
+    if fewest_latents > l0 / FEWER and greatest < found[-1] * FARTHEST_PROBE:
+        return greatest * PROBE
+    for low, high in reversed([*pairwise(tried)]):
+        if _close(low[1], l0) or _close(high[1], l0) or high[0] < CLIFF * low[0]:
+            continue
+        if (low[1] > l0) != (high[1] > l0):
+            return _secant(_point(*low, l0), _point(*high, l0))
+    return None
 
 
 def _close(got: Any, l0: float) -> Any:
@@ -230,15 +238,11 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     Between the nearest too small and the nearest too large lambda, if there are both; else beyond
     the last of them, by the answer that the two latest trials showed.
     """
-    # How far off a collapsed L0 is says nothing.
-    points = [(math.log(factor), math.log(max(got / l0, 0.05))) for factor, got in trials]
+    points = [_point(factor, got, l0) for factor, got in trials]
     above = [point for point in points if point[1] > 0]
     below = [point for point in points if point[1] <= 0]
     if above and below:
-        (low, high_error), (high, low_error) = max(above), min(below)
-        share = high_error / (high_error - low_error)
-        # A point close to one end halves the bracket slowly: the secant stays off the ends.
-        return math.exp(low + (high - low) * min(max(share, 0.1), 0.9))
+        return _secant(max(above), min(below))
     answer = 1.0
     if len(points) > 1:
         (x0, y0), (x1, y1) = points[-2:]
@@ -246,6 +250,18 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     x, y = max(points) if above else min(points)
     step = y / min(max(answer, ANSWER[0]), ANSWER[1])
     return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
+
+
+def _point(factor: float, got: float, l0: float) -> tuple[float, float]:
+    """Log lambda, and how far off its L0 is: of a collapsed one that says nothing."""
+    return math.log(factor), math.log(max(got / l0, 0.05))
+
+
+def _secant(above: tuple[float, float], below: tuple[float, float]) -> float:
+    """The lambda at which the error of L0 would be zero on a line through two points."""
+    (x0, y0), (x1, y1) = above, below
+    # A point close to one end halves the bracket slowly: the secant stays off the ends.
+    return math.exp(x0 + (x1 - x0) * min(max(y0 / (y0 - y1), 0.1), 0.9))
 
 
 def error_at(trials: pd.DataFrame, l0: float) -> float:
