@@ -246,6 +246,16 @@ def test_refinement_draws_the_levels_histogram(methods):
     assert "no refined autoencoder at this level" in texts(fig)
 
 
+def test_dashes_in_figure_9_mean_refined_and_nothing_else(methods):
+    fig = draw_refinement(tidy.refinement(), tidy.refinement_histogram(), methods, N, L0)
+    left, right = ({line.get_linestyle() for line in ax.lines} for ax in fig.axes)
+    (legend,) = fig.legends
+    dashed = [line for line in legend.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_label() for line in dashed] == ["refined (hollow)"]
+    assert left == {"-", ":"} and right == {"-", "--"}
+    assert any(text.startswith("dotted: mean") for text in texts(fig))
+
+
 @pytest.mark.parametrize("method", ["relu", "topk", None])
 def test_refinement_survives_a_missing_method(methods, method):
     table, histogram = tidy.refinement(), tidy.refinement_histogram()

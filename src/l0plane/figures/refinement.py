@@ -94,7 +94,7 @@ def _shifts(histogram: pd.DataFrame, looks: dict[str, Style], ax: Axes) -> None:
         ax.stairs(share / width, edges, color=look.color, fill=True, alpha=0.25)
         ax.stairs(share / width, edges, color=look.color, linewidth=1.4)
         mean = float((share * (bins["bin_left"] + bins["bin_right"]) / 2).sum())
-        ax.axvline(mean, color=look.color, linestyle="--", linewidth=1)
+        ax.axvline(mean, color=look.color, linestyle=":", linewidth=1.6)
         means.append(f"{look.label} {mean:+.2g}".replace("-", "−"))
         below = share.cumsum()
         central = (below >= (1 - _CENTRAL) / 2) & (below - share <= (1 + _CENTRAL) / 2)
@@ -105,7 +105,7 @@ def _shifts(histogram: pd.DataFrame, looks: dict[str, Style], ax: Axes) -> None:
     if means:
         ax.set_xlim(min(limits), max(limits))
         ax.locator_params(axis="x", nbins=5)
-        style.note(ax, "\n".join(["dashed: mean", *means]))
+        style.note(ax, "\n".join(["dotted: mean", *means]))
     else:
         style.empty(ax, "no refined autoencoder at this level")
 
