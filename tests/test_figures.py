@@ -194,6 +194,34 @@ def test_scaling_shows_exponents_and_leaves_missed_targets_out(autoencoders, met
     assert [list(line.get_xdata()) for line in hollow if line.get_marker() == "s"] == [[512]]
 
 
+@pytest.mark.parametrize(
+    ("errors", "broken"),
+    [
+        ([9, 8, 3, 2], False),
+        ([9, 8, 6, 7], True),
+        ([2, 2, 3, 9], False),
+        ([9, 8, np.nan, 7], False),
+    ],
+)
+def test_scaling_breaks_the_line_of_an_error_that_rises_and_falls(methods, errors, broken):
+    keys = {"method": "topk", "n": tidy.SIZES, "l0_target": L0, "l0": L0}
+    table = pd.DataFrame(keys | {"nmse": errors}).sample(frac=1, random_state=0)
+    fig = draw_scaling(table, methods, "nmse", L0)
+    ax, (legend,) = fig.axes[0], fig.legends
+    assert [line.get_linestyle() for line in lines(ax, color_of(methods, "topk"))] == (
+        ["--"] if broken else ["-"]
+    )
+    assert any(text.get_text().startswith("broken") for text in legend.get_texts()) == broken
+
+
+def test_scaling_does_not_judge_a_line_by_what_it_leaves_out(methods):
+    table = pd.DataFrame({"method": "topk", "n": tidy.SIZES, "l0_target": L0, "l0": L0})
+    table = table.assign(nmse=[0.4, 0.9, 0.3, 0.2], l0=[L0, 0.5 * L0, L0, L0])
+    fig = draw_scaling(table, methods, "nmse", L0)
+    (line,) = lines(fig.axes[0], color_of(methods, "topk"))
+    assert line.get_linestyle() == "-"
+
+
 def test_scaling_has_no_hollow_entry_when_all_targets_are_met(autoencoders, methods):
     assert not any(
         "hollow" in text for text in texts(draw_scaling(autoencoders, methods, "nmse", L0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,6 +14,9 @@ from l0plane.figures import style
 from l0plane.figures.palette import assign_styles
 from l0plane.figures.series import fit_power_law, mean_over_seeds, misses_target, require
 
+# A line of a fit that its points contradict.
+_BROKEN: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9}
+
 
 def scaling(
     autoencoders: pd.DataFrame, methods: pd.DataFrame, metric: str, l0: int, ax: Axes
@@ -20,9 +25,11 @@ def scaling(
 
     Points are means over seeds, bars span the seeds, and the line is a fitted power law a n^-b
     whose exponent stands in the legend, with its standard error. A point whose L0 is more than 5%
-    off is hollow and not fitted.
+    off is hollow and not fitted; a line is thin and broken where the fitted points rise from some
+    size to the next and fall from another, which no power law does.
 
-    Returns the legend's entries by method id, and one for hollow points where there are any.
+    Returns the legend's entries by method id, and one each for hollow points and for broken lines
+    where there are any.
 
     Raises:
         UserError: a missing column.
@@ -34,7 +41,7 @@ def scaling(
     means["value"] = style.drop_nonpositive(ax, means["value"].to_numpy())
     means["off"] = misses_target(means["l0"], means["l0_target"])
 
-    handles = {}
+    handles, broken = {}, False
     for method, look in styles.items():
         points = means[(means["method"] == method) & means["value"].notna()]
         if points.empty:
@@ -57,7 +64,9 @@ def scaling(
         label = look.label
         if law is not None:
             ends = np.array([kept["n"].min(), kept["n"].max()], dtype=float)
-            ax.plot(ends, law(ends), color=look.color)
+            misfit = not _monotone(kept["value"].to_numpy())
+            ax.plot(ends, law(ends), color=look.color, **(_BROKEN if misfit else {}))
+            broken |= misfit
             label += f", b = {law.exponent:.3f}"
             label += "" if np.isnan(law.exponent_se) else f" ± {law.exponent_se:.3f}"
         handles[method] = style.method_handle(label, look.color, look.marker)
@@ -65,6 +74,9 @@ def scaling(
         handles["hollow"] = style.method_handle(
             r"hollow: $L_0$ over 5% off, not fitted", style.GREY, "o", mfc="white", ls="none"
         )
+    if broken:
+        label = "broken: rises and falls with n"
+        handles["broken"] = Line2D([], [], label=label, color=style.GREY, **_BROKEN)
 
     style.missing(ax, [styles[m].label for m in rows.loc[rows[metric].isna(), "method"]])
     ax.set(xlabel="n (latents)", ylabel=style.METRIC_LABELS[metric])
@@ -74,6 +86,12 @@ def scaling(
     else:
         style.empty(ax, rf"no autoencoder at $L_0$ = {l0}")
     return handles
+
+
+def _monotone(values: np.ndarray) -> bool:
+    """Whether `values`, in the order of n, never rise or never fall."""
+    steps = np.diff(values)
+    return bool((steps <= 0).all() or (steps >= 0).all())
 
 
 @style.styled
