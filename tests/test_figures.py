@@ -80,11 +80,21 @@ def test_power_law_needs_two_usable_sizes(values):
     assert fit_power_law(np.array([512.0, 1024])[: len(values)], np.array(values)) is None
 
 
-def test_interpolation_is_exact_on_a_power_law_and_never_extrapolates():
+@pytest.mark.parametrize("level", [8, 8.2, 16, 20, 32, 33])  # outermost: within the knob's 5%
+def test_interpolation_is_exact_on_a_power_law_and_just_beyond_its_ends(level):
     l0 = np.array([32.0, 8.2, 16.0])
-    assert at_l0(l0, 2 * l0**-0.6, 20) == pytest.approx(2 * 20**-0.6)
-    assert at_l0(l0, 2 * l0**-0.6, 8) == pytest.approx(2 * 8.2**-0.6)  # within the knob's 5%
-    assert np.isnan(at_l0(l0, 2 * l0**-0.6, 40))
+    assert at_l0(l0, 2 * l0**-0.6, level) == pytest.approx(2 * level**-0.6)
+
+
+@pytest.mark.parametrize("level", [7.8, 33.7])
+def test_nothing_is_said_of_levels_farther_out(level):
+    assert np.isnan(at_l0(np.array([8.2, 32.0]), np.array([0.3, 0.1]), level))
+
+
+def test_one_level_and_levels_that_nearly_coincide_do_not_run_away():
+    assert at_l0(np.array([16.0]), np.array([0.2]), 16.5) == pytest.approx(0.2)
+    l0, values = np.array([8.0, 16.0, 16.01]), np.array([0.4, 0.2, 0.21])  # chance, not a slope
+    assert at_l0(l0, values, 16.8) == pytest.approx(0.21, rel=0.05)
 
 
 # Styles

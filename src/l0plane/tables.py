@@ -34,10 +34,10 @@ def summary(
     """Summarise the autoencoders with `n` latents, one row a method in the order of methods.csv.
 
     Columns: run, method, label, n; nmse_at_<L0> and delta_ce_at_<L0> for each of `levels`, from
-    means over seeds, interpolated in both logarithms (NaN outside the measured range); the means
-    over all levels and seeds of dead_fraction, relative_reconstruction_bias (1 is unbiased, below
-    1 is shrinkage) and seconds_per_million_tokens (training); missing, how many autoencoders
-    failed, and failed, the reasons; provenance, joined where rows differ.
+    means over seeds, interpolated in both logarithms (prolonged by 5% at most, else NaN: `at_l0`);
+    the means over all levels and seeds of dead_fraction, relative_reconstruction_bias (1 is
+    unbiased, below 1 is shrinkage) and seconds_per_million_tokens (training); missing, how many
+    autoencoders failed, and failed, the reasons; provenance, joined where rows differ.
 
     Raises:
         UserError: a missing column.

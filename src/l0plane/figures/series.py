@@ -11,6 +11,8 @@ from l0plane.files import UserError
 
 # A reached L0 farther than this from the asked one is not "at fixed L0" (relative).
 L0_TOLERANCE = 0.05
+# A frontier's slope at its end is taken over so much of log L0: two points closer tell none.
+_SLOPE_SPAN = np.log(1.10)
 
 
 def require(table: pd.DataFrame, name: str, columns: list[str]) -> None:
@@ -39,18 +41,22 @@ def mean_over_seeds(table: pd.DataFrame, by: list[str], metric: str) -> pd.DataF
 def at_l0(l0: np.ndarray, values: np.ndarray, level: float) -> float:
     """Interpolate positive `values` of points at `l0` to `level`, linearly in both logarithms.
 
-    NaN where `level` lies more than 5% outside the points: nothing is extrapolated beyond what a
-    sparsity knob misses its target by.
+    Up to 5% outside the points, which is what a sparsity knob misses its target by, the value goes
+    on with the slope of the outermost 10% (none for a single point); farther out it is NaN.
     """
     usable = np.isfinite(l0) & np.isfinite(values) & (l0 > 0) & (values > 0)
     if not usable.any():
         return float("nan")
     order = np.argsort(l0[usable])
     x, y = np.log(l0[usable][order]), np.log(values[usable][order])
-    slack = np.log1p(L0_TOLERANCE)
-    if not x[0] - slack <= np.log(level) <= x[-1] + slack:
+    inside = np.clip(np.log(level), x[0], x[-1])
+    beyond = np.log(level) - inside
+    if abs(beyond) > np.log1p(L0_TOLERANCE):
         return float("nan")
-    return float(np.exp(np.interp(np.log(level), x, y)))
+    step = np.copysign(_SLOPE_SPAN, beyond)
+    value = np.interp(inside, x, y)
+    slope = (value - np.interp(inside - step, x, y)) / step
+    return float(np.exp(value + beyond * slope))
 
 
 def misses_target(l0: pd.Series, l0_target: pd.Series) -> pd.Series:
