@@ -307,12 +307,13 @@ def test_progressive_has_a_column_a_method_with_both_selections(autoencoders, me
     fig = draw_progressive(curves, autoencoders, methods, N)
     top, bottom = fig.axes[:3], fig.axes[3:]
     levels = curves.query("method == 'topk' and n == @N and selection == 'topk'")
-    others = levels.groupby("l0_target")["seed"].nunique().sum() - len(tidy.LEVELS)
-    assert others
+    seeds = levels.groupby("l0_target")["seed"].nunique()
+    thin = seeds[seeds > 1].sum()
+    assert thin
     assert [ax.get_title(loc="left") for ax in top] == ["ReLU", "TopK", "Multi-TopK"]
     for ax in (*top, *bottom):
         dashes = [line.get_linestyle() for line in ax.lines]
-        assert dashes.count("-") - others == dashes.count("--") == len(tidy.LEVELS)
+        assert dashes.count("-") - thin == dashes.count("--") == len(tidy.LEVELS)
         markers = [line for line in ax.lines if line.get_linestyle() == "None"]
         assert len(markers) == len(tidy.LEVELS)
     assert f"trained at $L_0$ = {L0}" in texts(fig)
@@ -321,8 +322,47 @@ def test_progressive_has_a_column_a_method_with_both_selections(autoencoders, me
 def test_progressive_puts_the_marker_on_the_training_point(autoencoders, methods):
     fig = draw_progressive(tidy.curves(), autoencoders, methods, N)
     points = [line for line in fig.axes[1].lines if line.get_linestyle() == "None"]
-    rows = autoencoders.query("method == 'topk' and n == @N and seed == 0").sort_values("l0")
-    assert [line.get_ydata()[0] for line in points] == pytest.approx(rows["nmse"].to_list())
+    means = autoencoders.query("method == 'topk' and n == @N").groupby("l0_target")["nmse"].mean()
+    assert [line.get_ydata()[0] for line in points] == pytest.approx(means.to_list())
+
+
+def test_progressive_draws_the_mean_over_seeds_at_equal_l0(autoencoders, methods):
+    """Each seed has a grid and an end of its own; errors are power laws, so each is known."""
+    grids = {0: [1, 4, 16], 1: [2, 4, 8, 32]}
+    laws = {0: (0.9, -0.5), 1: (0.3, 0.1)}
+    rows = [
+        {
+            "seed": seed,
+            "selection": selection,
+            "l0": l0,
+            "nmse": laws[seed][0] * l0 ** laws[seed][1],
+        }
+        for seed, grid in grids.items()
+        for l0 in grid
+        for selection in ("topk", "jumprelu")
+    ]
+    curves = pd.DataFrame(rows)
+    keys = {"method": "topk", "n": N, "l0_target": L0, "value": 1.0, "delta_ce": 0.1}
+    fig = draw_progressive(curves.assign(**keys), autoencoders, methods, N)
+    drawn = [line for line in fig.axes[0].lines if line.get_linestyle() in ("-", "--")]
+    first, second, mean, dashed = drawn
+    assert list(first.get_xdata()) == grids[0] and list(second.get_xdata()) == grids[1]
+    assert mean.get_linewidth() > second.get_linewidth() and dashed.get_linestyle() == "--"
+    for line in (mean, dashed):
+        assert list(line.get_xdata()) == pytest.approx([2, 4, 8, 16])
+        expected = [np.mean([a * l0**b for a, b in laws.values()]) for l0 in (2, 4, 8, 16)]
+        assert list(line.get_ydata()) == pytest.approx(expected)
+
+
+def test_progressive_of_one_seed_is_that_seed(autoencoders, methods):
+    curves = tidy.curves().query("method == 'topk' and n == @N and seed == 0 and l0_target == @L0")
+    fig = draw_progressive(curves, autoencoders[autoencoders["seed"] == 0], methods, N)
+    drawn = [line for line in fig.axes[0].lines if line.get_linestyle() in ("-", "--")]
+    for line, selection in zip(drawn, ("topk", "jumprelu"), strict=True):
+        rows = curves[curves["selection"] == selection].sort_values("l0")
+        assert list(line.get_xdata()) == pytest.approx(rows["l0"].to_list())
+        assert list(line.get_ydata()) == pytest.approx(rows["nmse"].to_list())
+    assert not any("mean" in text or "seed" in text for text in texts(fig))
 
 
 def test_progressive_survives_nan_missing_training_points_and_negative_delta_ce(methods):

@@ -14,7 +14,7 @@ from l0plane.figures.series import mean_over_seeds, require
 
 # Thin dark dashes over a broad line: where the two coincide, both can be seen.
 _LINES = {"topk": ("-", 2.6), "jumprelu": ("--", 1.0)}
-_OTHER_SEEDS = 0.8
+_ONE_SEED = 0.8
 _LABELS = ("test-time TopK(k')", r"test-time JumpReLU($\theta$)")
 # Above 1 a reconstruction is worse than the mean activation: how much worse is of no interest.
 _WORST_NMSE = 2.0
@@ -28,8 +28,8 @@ def draw_progressive(
 
     A darker shade was trained at a higher L0; its marker is the training point. Solid lines keep
     the k' largest at test time, dashed ones all above a threshold; the dotted grey line joins the
-    training points. They are of one seed, the first that was measured; thin lines keep the k'
-    largest of the others.
+    training points. All are means over seeds; thin lines keep the k' largest of each seed, where
+    there are several.
 
     What to see: whether a solid line keeps falling to the right of its marker (progressive) or
     turns up (C9, C10, C11, C13), whether dashed and solid coincide (C14, C15, C16), and whether a
@@ -87,21 +87,21 @@ def _column(
     rows[metric] = style.drop_nonpositive(ax, rows[metric].to_numpy())
     for level, all_seeds in rows.groupby("l0_target"):
         color = shade(look.color, _position(level, levels))
-        first = all_seeds["seed"].min()
-        others = all_seeds[(all_seeds["seed"] != first) & (all_seeds["selection"] == "topk")]
-        for _, line in others.sort_values("l0").groupby("seed"):
-            ax.plot(line["l0"], line[metric], color=color, linewidth=_OTHER_SEEDS)
-        points = all_seeds[all_seeds["seed"] == first]
-        for selection in _LINES:
-            line = points[points["selection"] == selection].sort_values("l0")
-            dash, width = _LINES[selection]
+        for selection, (dash, width) in _LINES.items():
+            points = all_seeds[all_seeds["selection"] == selection]
+            if points.empty:
+                continue
+            if selection == "topk" and points["seed"].nunique() > 1:
+                for _, line in points.sort_values("l0").groupby("seed"):
+                    ax.plot(line["l0"], line[metric], color=color, linewidth=_ONE_SEED)
             line_color = color if dash == "-" else shade(look.color, 1)
-            ax.plot(line["l0"], line[metric], color=line_color, linestyle=dash, linewidth=width)
-        own = trained[(trained["l0_target"] == level) & (trained["seed"] == first)]
-        own = own[own[metric] > 0]
+            ax.plot(*_mean_curve(points, metric), color=line_color, linestyle=dash, linewidth=width)
+        own = trained[(trained["l0_target"] == level) & trained["seed"].isin(all_seeds["seed"])]
+        own = mean_over_seeds(own, ["l0_target"], metric)
+        own = own[own["value"] > 0]
         ax.plot(
             own["l0"],
-            own[metric],
+            own["value"],
             color=color,
             marker=look.marker,
             markeredgecolor="black",
@@ -112,19 +112,36 @@ def _column(
         )
 
 
+def _mean_curve(points: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return L0 and the mean over seeds of one curve, as far as all seeds reach.
+
+    At each L0 that some seed was measured at, the others are interpolated in both logarithms.
+    """
+    lines = [
+        np.log(line.sort_values("l0")[["l0", metric]].to_numpy(dtype=float)).T
+        for _, line in points.groupby("seed")
+    ]
+    log_l0 = np.unique(np.concatenate([line[0] for line in lines]))
+    shared = (log_l0 >= max(x[0] for x, _ in lines)) & (log_l0 <= min(x[-1] for x, _ in lines))
+    log_l0 = log_l0[shared]
+    errors = [np.exp(np.interp(log_l0, *line)) for line in lines]
+    return np.exp(log_l0), np.mean(errors, axis=0)
+
+
 def _position(level: float, levels: list[float]) -> float:
     """Return the shade of `level` among `levels`: the lowest light, the highest nearly pure."""
     return float(np.interp(levels.index(level), [0, max(len(levels) - 1, 1)], [0.0, 0.55]))
 
 
 def _legend(levels: list[float], several_seeds: bool) -> list[Line2D]:
+    mean = ", mean" if several_seeds else ""
     handles = [
-        Line2D([], [], color=style.GREY, ls=dash, lw=width, label=label)
+        Line2D([], [], color=style.GREY, ls=dash, lw=width, label=label + mean)
         for (dash, width), label in zip(_LINES.values(), _LABELS, strict=True)
     ]
     if several_seeds:
-        label = f"{_LABELS[0]}, other seeds"
-        handles.append(Line2D([], [], color=style.GREY, lw=_OTHER_SEEDS, label=label))
+        label = f"{_LABELS[0]}, each seed"
+        handles.append(Line2D([], [], color=style.GREY, lw=_ONE_SEED, label=label))
     handles.append(Line2D([], [], color=style.GREY, ls=":", label="trained at each level"))
     return handles + [
         style.method_handle(
