@@ -390,6 +390,34 @@ def test_claims_show_the_whole_and_not_its_parts():
     assert texts(draw_claims(claims)).count("C1") == 1
 
 
+@pytest.mark.parametrize(
+    ("interval", "region", "inside"),
+    [
+        ((12.6, 13.5, 14.4), (-10, 10), [False, False, False]),  # C7: beyond its upper bound
+        ((-0.4, -0.1, 0.2), (-np.inf, 5), [True, True, True]),  # C11: across zero, and inside
+        ((7.6, 11.2, 15.0), (10, np.inf), [False, True, True]),  # C9: across its lower bound
+    ],
+)
+def test_claims_shade_where_the_effect_is_said_to_lie(interval, region, inside):
+    keys = ["low", "effect", "high", "claimed_low", "claimed_high"]
+    claims = tidy.claims()[:1].assign(**dict(zip(keys, (*interval, *region), strict=True)))
+    (ax,) = draw_claims(claims).axes
+    (shade,) = ax.collections
+    left, _, right, _ = shade.get_datalim(ax.transData).extents
+    (low, high), (effect,) = (line.get_xdata() for line in ax.lines[-2:])
+    assert [left < x < right for x in (low, effect, high)] == inside
+
+
+@pytest.mark.parametrize("columns", [["claimed_low", "claimed_high"], []])
+def test_claims_without_a_region_have_no_shade(columns):
+    claims = tidy.claims().drop(columns=columns)
+    if not columns:
+        claims = claims.assign(claimed_low=np.nan, claimed_high=np.nan)
+    fig = draw_claims(claims)
+    assert not fig.axes[0].collections and not any("shade" in text for text in texts(fig))
+    assert "−0.08 log nMSE" in texts(fig)
+
+
 def test_claims_reject_an_unknown_verdict():
     with pytest.raises(UserError, match="verdict 'maybe'"):
         draw_claims(tidy.claims().assign(verdict="maybe"))

@@ -280,6 +280,8 @@ def claims() -> pd.DataFrame:
                 "unit": "log nMSE",
                 "low": effect - 0.05,
                 "high": effect + 0.04,
+                "claimed_low": np.nan if verdict == "not measured" else 0.0,
+                "claimed_high": np.nan if verdict == "not measured" else np.inf,
                 "verdict": verdict,
                 "detail": "",
                 "run": "made-up",

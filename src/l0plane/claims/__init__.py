@@ -78,9 +78,9 @@ CLAIMS: dict[str, tuple[str, Rule]] = {
 def judge(tables: Tables, resamples: int = RESAMPLES, random_seed: int = 0) -> pd.DataFrame:
     """Judge every claim on the tables of a run.
 
-    Returns the columns claim, part, statement, effect, unit, low, high (95% interval), verdict,
-    detail, run, version. A claim has a row with an empty `part`; a claim of several parts has
-    one more row for each of them.
+    Returns the columns claim, part, statement, effect, unit, low, high (95% interval), claimed_low,
+    claimed_high (where the claim says that the effect lies), verdict, detail, run, version. A claim
+    has a row with an empty `part`; a claim of several parts has one more row for each of them.
     """
     evidence = Evidence.of(tables, resamples, random_seed)
     rows = []
@@ -99,6 +99,8 @@ def judge(tables: Tables, resamples: int = RESAMPLES, random_seed: int = 0) -> p
                 "unit": part.unit,
                 "low": part.low,
                 "high": part.high,
+                "claimed_low": part.claimed.low,
+                "claimed_high": part.claimed.high,
                 "verdict": part.verdict,
                 "detail": part.detail,
                 "run": tables.run,

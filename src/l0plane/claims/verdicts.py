@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Region:
 
 NEGATIVE = Region(-np.inf, 0.0)
 POSITIVE = Region(0.0, np.inf)
+UNKNOWN = Region(np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Part:
     high: float = np.nan
     slack: float = np.nan
     """Distance from the interval to the nearest end of the claimed region, in interval widths."""
+    claimed: Region = UNKNOWN
 
 
 def not_measured(name: str, detail: str) -> Part:
@@ -74,7 +76,7 @@ def judge_part(name: str, result: Estimate, region: Region, unit: str, detail: s
     else:
         verdict = INCONCLUSIVE
     slack = min(low - region.low, region.high - high) / max(high - low, np.finfo(float).tiny)
-    return Part(name, verdict, detail, result.effect, unit, low, high, slack)
+    return Part(name, verdict, detail, result.effect, unit, low, high, slack, region)
 
 
 def whole(parts: Sequence[Part]) -> Part:
@@ -108,7 +110,7 @@ def whole(parts: Sequence[Part]) -> Part:
     )
     detail = f"parts {counts}; the figures are those of {decisive.name}: {decisive.detail}"
     unit = f"{decisive.unit} ({decisive.name})"
-    return Part("", verdict, detail, decisive.effect, unit, decisive.low, decisive.high)
+    return replace(decisive, name="", verdict=verdict, detail=detail, unit=unit)
 
 
 def percent(log_ratio: np.ndarray) -> np.ndarray:
