@@ -282,5 +282,6 @@ def cut_beats_trained(evidence: Evidence) -> list[Part]:
             "% nMSE of the cut against the trained (simultaneous interval)",
             float(shown[1]),
             float(shown[2]),
+            claimed=NEGATIVE,
         )
     ]
