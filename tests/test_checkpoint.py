@@ -175,7 +175,7 @@ def test_batches_from_the_middle_are_those_of_the_whole(store, skip):
 def test_a_checkpoint_from_before_an_edit_of_the_method_is_not_taken(store, monkeypatch):
     before = trainings(store)[0].subject
     assert trainings(store)[0].subject == before
-    monkeypatch.setattr("inspect.getsource", lambda module: f"{module} edited")
+    monkeypatch.setattr("l0plane.sources.code_of", lambda module: f"{module} edited")
     assert trainings(store)[0].subject != before
 
 

@@ -26,12 +26,13 @@ GPT2_EMBEDDED = REPOSITORY / "config/gpt2_embedded.yaml"
 BIN = Path(sys.executable).parent
 
 
-def snakemake(directory, *arguments, snakefile=SNAKEFILE):
+def snakemake(directory, *arguments, snakefile=SNAKEFILE, env=None):
     """Run Snakemake in `directory`; the process, its stdout and stderr in one text."""
     command = [BIN / "snakemake", "--snakefile", snakefile, "--directory", directory, *arguments]
     return subprocess.run(
         list(map(str, command)),
         cwd=directory,
+        env=env,
         text=True,
         check=False,
         stdout=subprocess.PIPE,
@@ -172,6 +173,62 @@ def with_my_method(tmp_path):
     methods = tmp_path / "workflow/methods"
     shutil.copytree(methods / "_template", methods / "my_method")
     return tmp_path
+
+
+def test_what_is_edited_is_made_again_and_nothing_else(with_my_method):
+    """Results of nothing but Snakemake's own notes are enough to plan with."""
+    shutil.copytree(REPOSITORY / "resources/lm", with_my_method / "resources/lm")
+    source = with_my_method / "src/l0plane"
+    shutil.copytree(REPOSITORY / "src/l0plane", source)
+    methods = ["relu", "relu_scaled", "topk", "multi_topk", "my_method"]
+    targets = [f"results/smoke/measurements/{name}/autoencoders.csv" for name in methods]
+    targets.append("results/smoke/tuning.csv")
+
+    def smoke(*arguments):
+        done = snakemake(
+            *(with_my_method, *arguments, "--configfile", SMOKE, "--config", "seeds=1"),
+            *("language_model={path: resources/lm}", "sparsity_panel={l0: [8]}"),
+            *("refinement={l0: [8]}", "--", *targets),
+            snakefile=with_my_method / "Snakefile",
+            env={**os.environ, "PYTHONPATH": str(source.parent)},
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def planned(*arguments):
+        return {
+            re.sub("^together_", "train_", rule)
+            for rule in re.findall(r"^(\w+) +\d+$", smoke("--dry-run", *arguments), re.MULTILINE)
+        } - {"total", "choose_tuning"}
+
+    for line in smoke("--summary").splitlines():
+        path = with_my_method / line.split("\t")[0]
+        if "\t" in line and path.name != "output_file":
+            folder = path if "/activations/" in str(path) else path.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            folder == path or path.touch()
+    smoke("--touch", "--cores", 1)
+    assert planned() == set()
+
+    tuned = {"tune_candidate", "tune_neighbour", "tune_size"}
+    relu = {"train_relu", "evaluate_relu", "train_relu_scaled", "evaluate_relu_scaled"}
+    topk = {f"{stem}_{name}" for stem in ("train", "evaluate") for name in ("topk", "multi_topk")}
+    for file, expected in {
+        "src/l0plane/methods/topk.py": topk | tuned,
+        "src/l0plane/methods/relu.py": relu | tuned | {"search_lambda"},
+        "workflow/methods/my_method/train.py": {"train_my_method", "evaluate_my_method"},
+    }.items():
+        before = (with_my_method / file).stat()
+        text = (with_my_method / file).read_text()
+        (with_my_method / file).write_text(f"{text}# edited\n")
+        assert planned() == expected
+        (with_my_method / file).write_text(text)
+        os.utime(with_my_method / file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    # What was removed by hand is not missed before what was made of it is asked for.
+    shutil.rmtree(with_my_method / "results/smoke/autoencoders/relu")
+    assert planned() == set()
+    assert planned("--forcerun", "evaluate_relu") == relu
 
 
 def check_report(path, results, figures):

@@ -7,10 +7,7 @@ tokens, AuxK where the method asks for it. All losses are in units of normalised
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from l0plane import __version__, activation_store, distributed, penalty, trainer
+from l0plane import __version__, sources
 from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
 from l0plane.distributed import ALONE, REPLICATED, Ranks
@@ -360,16 +357,8 @@ def _schedule(step: int, steps: int, settings: dict[str, Any]) -> float:
 
 
 def code_of(method: str) -> str:
-    """SHA-256 of the source that a training runs: a checkpoint from before an edit is not its own.
-
-    Of the kernels it is not: they are all exact.
-    """
-    classes = METHODS[method].__mro__
-    names = [cls.__module__ for cls in classes if cls.__module__ not in ("abc", "builtins")]
-    own = [activation_store, distributed, penalty, trainer, sys.modules[__name__]]
-    modules = [*(sys.modules[name] for name in names), *own]
-    source = "".join(map(inspect.getsource, modules))
-    return hashlib.sha256(source.encode()).hexdigest()
+    """SHA-256 of the source that it trains with: a checkpoint from before an edit is another's."""
+    return sources.code_of(METHODS[method].__module__)
 
 
 class _Log:

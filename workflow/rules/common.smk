@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import contains_wildcard
 
 from l0plane import config as l0config
-from l0plane import plan
+from l0plane import plan, sources
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
@@ -120,9 +120,20 @@ def autoencoder_log(method, suffix):
     return f"{LOGS}/autoencoders/{method}/n{{n}}-l{{l0}}-s{{seed}}.{suffix}"
 
 
+def code_params(method):
+    """The hash of the code that trains a method: once it is edited, results of it are no longer its.
+
+    Snakemake compares it, and does not look into modules that a script imports. Nothing for a
+    method that `l0plane.methods` does not have.
+    """
+    home = sources.modules().get(method)
+    return {"code": sources.code_of(home)} if home else {}
+
+
 def training_params(method):
     """What `scripts/train.py` needs to know, the same for every built-in method."""
     return {
+        **code_params(method),
         "run": config["run"],
         "method": method,
         "language_model": config["language_model"]["path"],
@@ -348,6 +359,7 @@ def tuning_params(climbs=False):
 
     return {
         "run": config["run"],
+        "code": lambda wildcards: code_params(wildcards.method),
         "n": lambda wildcards: tuned_level(wildcards).n,
         "l0": lambda wildcards: tuned_level(wildcards).l0,
         "settings": {**config["training"], "tokens": config["tuning"]["tokens"]},

@@ -97,6 +97,7 @@ rule search_lambda:
         **training_resources(trainings=SEARCH),
     params:
         run=config["run"],
+        code=lambda wildcards: code_params(wildcards.method),
         settings=config["training"],
         hyperparameters=lambda wildcards: hyperparameters_at(
             wildcards.method, wildcards.n, wildcards.l0

@@ -1,0 +1,90 @@
+"""The source that a method's training runs, read and hashed without importing it.
+
+The workflow asks when it is parsed, in the process of every job, where importing torch would cost
+more than a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+#: Under which methods are, and what they have in common.
+METHODS = "l0plane.methods"
+#: What every training runs beside its method. Of the kernels not: they are all exact.
+_SHARED = [
+    f"l0plane.{name}"
+    for name in ("activation_store", "distributed", "penalty", "trainer", "training")
+]
+
+
+@cache
+def modules() -> dict[str, str]:
+    """The module of each entry of `l0plane.methods.METHODS`, by its name there."""
+    tree = _tree(METHODS)
+    homes = {
+        alias.asname or alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    found = {}
+    for node in tree.body:
+        assigned = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not any(isinstance(name, ast.Name) and name.id == "METHODS" for name in assigned):
+            continue
+        entries = getattr(node, "value", None)
+        if isinstance(entries, ast.Dict):
+            for key, its in zip(entries.keys, entries.values, strict=True):
+                if isinstance(key, ast.Constant):
+                    # Of a class that is not imported by its name: the package, with all methods.
+                    found[str(key.value)] = homes.get(ast.unparse(its), METHODS)
+    return found
+
+
+@cache
+def code_of(module: str) -> str:
+    """SHA-256 of the source that a method of this module runs: its own, and what is shared.
+
+    Its own is the module, those under `l0plane.methods` that it imports, and what these import.
+    """
+    own: set[str] = set()
+    following = [module]
+    while following:
+        name = following.pop()
+        if name not in own and name.startswith("l0plane.") and _file(name).is_file():
+            own.add(name)
+            following += _imported(name)
+    digest = hashlib.sha256()
+    for name in [*sorted(own), *_SHARED]:
+        digest.update(_file(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _imported(module: str) -> list[str]:
+    """The names under `l0plane.methods` that a module imports, be they modules or what is in one.
+
+    Of the package itself only its modules: it knows all methods, and no method runs it.
+    """
+    found = []
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.startswith(f"{METHODS}.")]
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_bytes())
+
+
+def _file(module: str) -> Path:
+    """Where a module of this package is, if there is one of that name."""
+    place = ROOT.joinpath(*module.split(".")[1:])
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

@@ -1,0 +1,75 @@
+"""Whose results an edit of the source ends, and that nothing of it has to be imported to know."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from l0plane import sources
+from l0plane.methods import METHODS
+
+
+@pytest.fixture
+def hashes(tmp_path, monkeypatch):
+    """A copy of the package; a function that gives the hash of every method's code in it."""
+    shutil.copytree(sources.ROOT, tmp_path / "l0plane", ignore=shutil.ignore_patterns("*.so"))
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "l0plane")
+
+    def found():
+        sources.modules.cache_clear()
+        sources.code_of.cache_clear()
+        return {method: sources.code_of(home) for method, home in sources.modules().items()}
+
+    yield found
+    sources.modules.cache_clear()
+    sources.code_of.cache_clear()
+
+
+def test_the_names_and_modules_are_those_that_an_import_gives():
+    assert sources.modules() == {name: its.__module__ for name, its in METHODS.items()}
+
+
+@pytest.mark.parametrize(
+    ("edited", "ended"),
+    [
+        ("methods/topk.py", {"topk", "multi_topk"}),
+        ("methods/multi_topk.py", {"multi_topk"}),
+        ("methods/base.py", set(METHODS)),
+        ("trainer.py", set(METHODS)),
+        ("methods/__init__.py", set()),
+        ("tables.py", set()),
+    ],
+)
+def test_an_edit_ends_the_results_of_what_runs_it(hashes, tmp_path, edited, ended):
+    before = hashes()
+    with (tmp_path / "l0plane" / edited).open("a") as file:
+        file.write("# edited\n")
+    after = hashes()
+    assert {method for method in before if before[method] != after[method]} == ended
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from l0plane.methods.shared import x",
+        "import l0plane.methods.shared",
+        "from l0plane.methods import shared",
+        "from . import shared",
+        "from .shared import x",
+    ],
+)
+def test_what_a_method_imports_is_followed_however_it_is_written(hashes, tmp_path, line):
+    folder = tmp_path / "l0plane/methods"
+    (folder / "gated.py").write_text(f"{line}\n")
+    (folder / "shared.py").write_text("x = 1\n")
+    before = hashes()
+    (folder / "shared.py").write_text("x = 2\n")
+    after = hashes()
+    assert {method for method in before if before[method] != after[method]} == {"gated"}
+
+
+def test_torch_is_not_imported_for_it():
+    command = "import sys; from l0plane import sources as s; s.code_of(s.modules()['topk'])"
+    command += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
