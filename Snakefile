@@ -23,6 +23,8 @@ for method in METHODS:
 
     include: f"workflow/methods/{method}/rule.smk"
 
+    check_rule(method)
+
 
 include: "workflow/rules/together.smk"
 include: "workflow/rules/tuning.smk"

@@ -8,6 +8,7 @@ import torch
 from l0plane import kernels, training
 from l0plane.autoencoder import Failed
 from l0plane.checkpoint import Checkpoint
+from l0plane.files import UserError
 from l0plane.methods import METHODS
 from l0plane.penalty import PenaltyController
 from l0plane.trainer import Trainer
@@ -128,6 +129,17 @@ def test_a_diverging_run_stops_and_says_what_to_lower():
 
     with pytest.raises(Failed, match=r"topk n=48 L0=3 seed=0: .* at step 5 .* lower the learn"):
         train("topk", Broken(), N, 3, 0, SETTINGS, HYPERPARAMETERS)
+
+
+def test_a_hyperparameter_that_is_read_and_not_there_is_named(monkeypatch):
+    class Wide(METHODS["topk"]):
+        def loss(self, parameters, x):
+            return super().loss(parameters, x / self.hyperparameters["width"])
+
+    monkeypatch.setitem(METHODS, "wide", Wide)
+    said = "methods/wide/method.yaml: hyperparameters.width is missing; Wide reads it"
+    with pytest.raises(UserError, match=said):
+        train("wide", STORE, 48, 4, 0, SETTINGS, {"learning_rate": 1e-3})
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])

@@ -83,7 +83,7 @@ def test_there_is_a_plan(tmp_path, arguments, jobs):
     assert {job: int(planned.get(job, 0)) for job in jobs} == jobs
 
 
-PARAMS = '**training_params("own"),'
+PARAMS = '**training_params("topk"),'
 INPUT = "activations=rules.activations.output.train,"
 MADE = """
 
@@ -98,31 +98,63 @@ rule make_it:
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        (PARAMS, PARAMS, {"together_own": 1, "train_own": 0}),
+        (PARAMS, PARAMS, {"together_topk": 1, "train_topk": 0}),
         # What else the rule needs is what the group needs.
-        (INPUT, f'{INPUT} more="it.txt",', {"together_own": 1, "make_it": 1}),
-        (INPUT, f'{INPUT} more=["it.txt"],', {"together_own": 1, "make_it": 1}),
+        (INPUT, f'{INPUT} more="it.txt",', {"together_topk": 1, "make_it": 1}),
+        (INPUT, f'{INPUT} more=["it.txt"],', {"together_topk": 1, "make_it": 1}),
         # What cannot be written out for each level is left to the rule.
-        (INPUT, f'"it.txt", {INPUT}', {"together_own": 0, "train_own": 2, "make_it": 1}),
-        (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_own": 0, "train_own": 2}),
-        (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_own": 2}),
-        (PARAMS, f'{PARAMS} m="n{{n}}",', {"together_own": 0, "train_own": 2}),
-        (PARAMS, f'{PARAMS} m=["n{{n}}"],', {"together_own": 0, "train_own": 2}),
-        ("../../scripts/train.py", "train.py", {"together_own": 0, "train_own": 2}),
+        (INPUT, f'"it.txt", {INPUT}', {"together_topk": 0, "train_topk": 2, "make_it": 1}),
+        (INPUT, f"{INPUT} more=lambda wildcards: [],", {"together_topk": 0, "train_topk": 2}),
+        (PARAMS, f"{PARAMS} m=lambda wildcards: wildcards.n,", {"train_topk": 2}),
+        (PARAMS, f'{PARAMS} m="n{{n}}",', {"together_topk": 0, "train_topk": 2}),
+        (PARAMS, f'{PARAMS} m=["n{{n}}"],', {"together_topk": 0, "train_topk": 2}),
+        ("../../scripts/train.py", "train.py", {"together_topk": 0, "train_topk": 2}),
     ],
 )
 def test_a_group_needs_what_the_rule_of_the_method_does(with_my_method, old, new, jobs):
-    folder = with_my_method / "workflow/methods/own"
-    shutil.copytree(with_my_method / "workflow/methods/topk", folder)
-    rule = (folder / "rule.smk").read_text().replace("topk", "own")
+    folder = with_my_method / "workflow/methods/topk"
+    rule = (folder / "rule.smk").read_text()
     assert old in rule
     (folder / "rule.smk").write_text(rule.replace(old, new) + MADE)
     (folder / "train.py").touch()
-    arguments = ("--dry-run", "--configfile", SMOKE, "--config", "methods=[own]")
+    arguments = ("--dry-run", "--configfile", SMOKE, "--config", "methods=[topk]")
     done = snakemake(with_my_method, *arguments, snakefile=with_my_method / "Snakefile")
     assert done.returncode == 0, done.stdout
     planned = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
     assert {job: int(planned.get(job, 0)) for job in jobs} == jobs
+
+
+def without_a_name(folder):
+    """A method that is a copy of TopK, and whose name `l0plane.methods` does not have."""
+    shutil.copytree(folder / "topk", folder / "topkk")
+    rule = folder / "topkk/rule.smk"
+    rule.write_text(rule.read_text().replace("topk", "topkk"))
+
+
+def without_a_rate(folder):
+    facts = folder / "topk/method.yaml"
+    facts.write_text(re.sub("hyperparameters:(\n .*)*", "hyperparameters: {}", facts.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            without_a_name,
+            "topkk/rule.smk: its script is scripts/train.py, but METHODS in "
+            "src/l0plane/methods/__init__.py has no 'topkk'; expected topk?",
+        ),
+        (without_a_rate, "topk/method.yaml: hyperparameters.learning_rate is missing; scripts/tr"),
+    ],
+)
+def test_what_the_script_cannot_train_stops_it_before_any_job(with_my_method, change, said):
+    change(with_my_method / "workflow/methods")
+    arguments = ("--dry-run", "--configfile", SMOKE)
+    done = snakemake(with_my_method, *arguments, snakefile=with_my_method / "Snakefile")
+    assert done.returncode != 0
+    assert said in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "Job stats:" not in done.stdout
 
 
 def test_style():

@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from l0plane import model_directory
+from l0plane import model_directory, sources
 from l0plane.files import UserError, matching_files, read_json
 from l0plane.formats import HUB, local_files
 from l0plane.hub import named
 from l0plane.plan import FACTOR, Config, Hyperparameters, levels, whole_keys
-from l0plane.schemas import is_whole, read_numbers, read_yaml, validate
+from l0plane.schemas import is_whole, read_numbers, read_yaml, suggest, validate
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
@@ -80,6 +80,26 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
             )
     order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
     return {name: methods[name] for name in order}
+
+
+def check_trained_here(folder: Path, facts: Config) -> None:
+    """See that the workflow's own script can train the method of a folder, whose rule runs it.
+
+    Raises:
+        UserError: `l0plane.methods` has none of that name, or it has no learning rate.
+    """
+    known = sources.modules()
+    if folder.name not in known:
+        raise UserError(
+            f"{folder / 'rule.smk'}: its script is scripts/train.py, but METHODS in "
+            f"src/l0plane/methods/__init__.py has no {folder.name!r}; "
+            f"expected {suggest(folder.name, known)}"
+        )
+    if "learning_rate" not in facts["hyperparameters"]:
+        raise UserError(
+            f"{folder / 'method.yaml'}: hyperparameters.learning_rate is missing; "
+            "scripts/train.py, which its rule runs, needs one"
+        )
 
 
 def load(config: Config, schema: Path, methods: dict[str, Config], repository: Path) -> Config:

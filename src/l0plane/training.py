@@ -21,6 +21,7 @@ from l0plane import __version__, sources
 from l0plane.autoencoder import Autoencoder, Failed
 from l0plane.checkpoint import Checkpoint, State
 from l0plane.distributed import ALONE, REPLICATED, Ranks
+from l0plane.files import UserError
 from l0plane.methods import METHODS
 from l0plane.penalty import PenaltyController, warm_up
 from l0plane.tidy import MEASURED
@@ -107,7 +108,7 @@ class Training:
             "version": __version__,
             "code": code_of(name),
         }
-        self._method = METHODS[name](l0, hyperparameters)
+        self._method = METHODS[name](l0, _Hyperparameters(name, hyperparameters))
         self._method.ranks = ranks
         if base is not None:
             base = base.each_latent(ranks.latents).to(sample.device)
@@ -359,6 +360,20 @@ def _schedule(step: int, steps: int, settings: dict[str, Any]) -> float:
 def code_of(method: str) -> str:
     """SHA-256 of the source that it trains with: a checkpoint from before an edit is another's."""
     return sources.code_of(METHODS[method].__module__)
+
+
+class _Hyperparameters(dict[str, Any]):
+    """Those of a method; one that it reads and has not is the mistake of its file."""
+
+    def __init__(self, method: str, values: dict[str, Any]):
+        super().__init__(values)
+        self.method = method
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"workflow/methods/{self.method}/method.yaml: hyperparameters.{name} is missing; "
+            f"{METHODS[self.method].__name__} reads it"
+        )
 
 
 class _Log:

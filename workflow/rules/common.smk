@@ -169,6 +169,15 @@ def seed_0_lambda(wildcards):
     return searched_lambda(wildcards.method).format(**{**wildcards, "seed": 0})
 
 
+def check_rule(method):
+    """Stop before any job where the workflow's script is to train what it cannot."""
+    if trained_here(method):
+        try:
+            l0config.check_trained_here(WORKFLOW / "methods" / method, METHODS[method])
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+
 class Group(NamedTuple):
     """The job that trains all levels of a method together."""
 
