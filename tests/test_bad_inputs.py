@@ -331,6 +331,15 @@ def test_a_method_folder(tmp_path, change, expected):
         assert part in message
 
 
+def test_numbers_of_a_method_may_be_written_as_people_do(tmp_path):
+    own = "order: 1e1\nhyperparameters: {learning_rate: 2e-3, width: {16: 1e-1}}\n"
+    method_folder(tmp_path / "mine", f"{yaml.safe_dump(FACTS)}{own}grid: {{width: [3e-1]}}")
+    facts = config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")["mine"]
+    assert facts["hyperparameters"] == {"learning_rate": 0.002, "width": {16: 0.1}}
+    assert facts["grid"] == {"width": [0.3]}
+    assert repr(facts["order"]) == "10"
+
+
 @pytest.mark.parametrize("name", ["threshold", "bandwidth"])
 def test_a_hyperparameter_that_a_method_cannot_use(name):
     values = {"learning_rate": 0.1, "threshold": 0.1, "bandwidth": 0.1, name: 0}

@@ -62,6 +62,7 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
                 raise UserError(f"{path}: no {name}, which {what}; copy that of _template")
         path = path / "method.yaml"
         facts = read_yaml(path)
+        read_numbers(facts, schema)
         validate(facts, schema, f"{path}: ")
         facts.setdefault("hyperparameters", {})
         facts.setdefault("grid", {})
