@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import runpy
+import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_docs import documented
 from test_training import SETTINGS, STORE
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from l0plane import tidy
 from l0plane.autoencoder import save_failed
 from l0plane.files import UserError, read_json, sha256, write_json
 from l0plane.jobs import AGAIN, job, refusal
 from l0plane.missing import Asked, Job, note
+from l0plane.processes import launch
 from l0plane.tokens import save_contexts
 from l0plane.training import ALL_DEAD
 
@@ -353,6 +356,30 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
         Path(name).touch()
     assert note(everything, "missing.csv") == ""
     assert not Path("missing.csv").exists()
+
+
+def test_a_job_that_is_interrupted_says_so_and_has_no_traceback(snakemake, capsys):
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        raise KeyboardInterrupt
+    assert end.value.code == 128 + signal.SIGINT
+    said = "a: interrupted; the same command goes on from here"
+    assert Path("logs/a.log").read_text().splitlines()[1:] == [said]
+    assert capsys.readouterr().err == f"{said}\n"
+    keys = {"run": "r", "method": "a", "n": 8, "l0_target": 4, "seed": 0}
+    jobs = [Job("a", "a.csv", "logs/a.log"), Job("evaluate_a", "rows.csv", "rows.log")]
+    assert f"1 x {said}" in note([Asked(keys, jobs)], "missing.csv")
+
+
+def test_processes_that_are_interrupted_are_no_mistake(monkeypatch):
+    def interrupted(*arguments):
+        raise SignalException("", signal.SIGINT)
+
+    monkeypatch.setattr(
+        "torch.distributed.launcher.api.elastic_launch", lambda *arguments: interrupted
+    )
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(KeyboardInterrupt):
+        launch(2, 2)
 
 
 def test_the_reason_is_that_of_the_latest_failure(tmp_path, monkeypatch, snakemake):

@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -19,6 +20,8 @@ from l0plane.files import UserError
 from l0plane.processes import launched, rank, tell
 
 AGAIN = "then give the same command again, which goes on from here"
+#: What is said of a job that Ctrl-C has ended.
+INTERRUPTED = "interrupted; the same command goes on from here"
 #: How the log's last entry begins where all went well.
 DONE = "done in "
 #: What the machine may refuse: error numbers, words of libraries that give none, what to do.
@@ -85,9 +88,10 @@ def refusal(error: Exception) -> str | None:
 def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's work: what it prints also goes to the rule's log; one message if it cannot.
 
-    A UserError, and what the machine refuses, ends the job with one line, `<rule>: <message>`, the
-    last of the log. The log, and only it, also says when and with which version the rule started,
-    how long it took and what it wrote. `snakemake` is the object that Snakemake gives to a script.
+    A UserError, a refusal of the machine and Ctrl-C end the job with one line, `<rule>: <message>`,
+    the last of the log. The log, and only it, also says when and with which version the rule
+    started, how long it took and what it wrote. `snakemake` is the object that Snakemake gives to a
+    script.
     Torch follows OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
 
     A job that launches further processes runs this in each of them too: only the first prints, and
@@ -135,6 +139,10 @@ def job(snakemake: Any) -> Iterator[None]:
                 if not launched():
                     print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
+            except KeyboardInterrupt:
+                if not launched():
+                    print(f"{snakemake.rule}: {INTERRUPTED}", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
         seconds = time.perf_counter() - started
         note(f"{DONE}{seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))
     finally:

@@ -37,8 +37,10 @@ def launch(processes: int, threads: int, *arguments: str) -> None:
 
     Raises:
         UserError: there are too few GPUs, or a process failed: what it has told, or else which.
+        KeyboardInterrupt: Ctrl-C has stopped them.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -63,6 +65,10 @@ def launch(processes: int, threads: int, *arguments: str) -> None:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         raise UserError(_cause(error.failures, processes)) from None
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _cause(failures: dict[int, Any], processes: int) -> str:
