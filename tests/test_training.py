@@ -121,6 +121,22 @@ def test_a_given_lambda_rises_in_a_tenth_of_the_training_and_stays():
     assert not facts["lambda_steered"]
 
 
+def test_a_penalty_beside_a_k_is_steered_and_says_so_or_has_a_fixed_weight(capsys, monkeypatch):
+    class Penalised(METHODS["topk"]):
+        def loss(self, parameters, x):
+            loss = super().loss(parameters, x)
+            return loss._replace(penalty=loss.code.values.square().sum())
+
+    monkeypatch.setitem(METHODS, "penalised", Penalised)
+    said = "penalised n=48 L0=3 seed=0: its loss has a penalty, and no lambda is given: steering"
+    for given, steered in [({}, True), ({"lambda": 0.3}, False)]:
+        own = HYPERPARAMETERS | given
+        _, _, facts = train("penalised", STORE, N, 3, 0, SETTINGS | {"tokens": 10_000}, own)
+        assert facts["lambda_steered"] == steered
+        assert capsys.readouterr().out.count(said) == steered
+    assert facts["lambda"] == 0.3
+
+
 def test_a_diverging_run_stops_and_says_what_to_lower():
     class Broken(Sparse):
         def batches(self, *arguments, **more):

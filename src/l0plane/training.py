@@ -163,6 +163,12 @@ class Training:
                 f"(learning rate {rate:.3g}); lower the learning rate"
             )
             return
+        if step == 0 and self._trainer.penalised and "lambda" not in self.hyperparameters:
+            print(
+                f"{self.title}: its loss has a penalty, and no lambda is given: "
+                f"steering lambda to L0 {self._method.l0:g}",
+                flush=True,
+            )
         self.seconds += facts.pop("seconds")
         facts["lambda"] = self._factor = factor if self._trainer.penalised else math.nan
         self._controller.observe(facts["l0"])
