@@ -146,6 +146,15 @@ WRONG = {
         "language_model.hook: blocks.4.hook_resid_post",
         "blocks.0 to blocks.3",
     ),
+    "residual hook that no model has": (
+        {"language_model": {"hook": "blocks.0.hook_resid_pst"}},
+        'language_model.hook: "blocks.0.hook_resid_pst"',
+        "such as blocks.2.hook_resid_post (or _pre, or _mid)",
+    ),
+    "hook that is called none": (
+        {"language_model": {"hook": "blocks.2.resid_post"}},
+        'language_model.hook: "blocks.2.resid_post"',
+    ),
     "hook that is none": (
         {"language_model": {"hook": "layer 3"}},
         "language_model.hook",
@@ -388,6 +397,15 @@ def test_a_method_is_a_folder(tmp_path):
     shutil.copytree(methods / "_template", tmp_path / "mine")
     found = config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")
     assert list(found) == ["topk", "mine"]  # by the order that method.yaml gives
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "attn.hook_result", "mlp.out.hook_in"],
+)
+def test_hooks_that_models_have_are_let_through(load, hook):
+    own = load({"language_model": {"hook": f"blocks.0.{hook}"}})
+    assert own["language_model"]["hook"] == f"blocks.0.{hook}"
 
 
 @pytest.mark.parametrize(
