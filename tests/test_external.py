@@ -225,6 +225,13 @@ class Surprise:
         return os.mkdir, ("executed",)
 
 
+@pytest.mark.parametrize("content", [b"half a download", b"<html>", b"a", b"", b"."])
+def test_what_is_no_state_dictionary_is_named(tmp_path, content):
+    (tmp_path / "8.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"8.pt: not a state dictionary that can be read"):
+        external.read("openai", tmp_path / "8.pt")
+
+
 def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
