@@ -185,7 +185,8 @@ def test_folders_are_all_it_takes(repository):
         program = KMEANS["kmeans.py"].replace(right, wrong)
         rule = KMEANS["rule.smk"].replace('"kmeans"', f'"{name}"').replace("_kmeans", f"_{name}")
         add(repository, name, {**KMEANS, "kmeans.py": program, "rule.smk": rule})
-    targets = [f"results/smoke/measurements/{name}/autoencoders.csv" for name in BROKEN]
+    (repository / "downloads/b/ae.pt").write_bytes(b"half a download")
+    targets = [f"results/smoke/measurements/{m}/autoencoders.csv" for m in (*BROKEN, "elsewhere")]
     methods = f"methods=[{', '.join(BROKEN)}]"
     code, said = snakemake(repository, *small, "--keep-going", "--config", methods, "--", *targets)
     assert code != 0
@@ -193,6 +194,11 @@ def test_folders_are_all_it_takes(repository):
         log = (repository / f"logs/smoke/evaluate/{name}.log").read_text()
         assert message in log
         assert "Traceback" not in log
+    missing = pd.read_csv(results / "missing.csv").set_index("method").loc["elsewhere"]
+    assert missing["n"].isna().all()
+    assert missing["seed"].tolist() == [0, 1]
+    (reason,) = set(missing["reason"])
+    assert reason.startswith("evaluate_elsewhere: downloads/b/ae.pt: ")
 
 
 def test_a_method_inside_l0plane(monkeypatch):

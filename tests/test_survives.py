@@ -358,6 +358,21 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
     assert not Path("missing.csv").exists()
 
 
+def test_what_comes_from_elsewhere_is_missing_until_it_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("theirs.log").write_text("evaluate_theirs: no file\n")
+    keys = {"run": "r", "method": "theirs", "n": None, "l0_target": None, "seed": 0}
+    measured = Job("evaluate_theirs", "theirs.csv", "theirs.log")
+    theirs = Asked(keys, [Job("contexts", "contexts", "contexts.log"), measured], 1)
+    assert "1 x evaluate_theirs: no file" in note([theirs, asked(0)], "missing.csv")
+    assert Path("missing.csv").read_text().splitlines()[1:] == [
+        "r,theirs,,,0,evaluate_theirs: no file",
+        "r,relu,8,4,0,not begun",
+    ]
+    Path("theirs.csv").touch()
+    assert note([theirs], "missing.csv") == ""
+
+
 def test_a_job_that_is_interrupted_says_so_and_has_no_traceback(snakemake, capsys):
     with pytest.raises(SystemExit) as end, job(snakemake):
         raise KeyboardInterrupt

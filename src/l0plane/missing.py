@@ -25,9 +25,12 @@ class Asked(NamedTuple):
     """One autoencoder that a run asks for."""
 
     keys: dict[str, Any]
-    """run, method, n, l0_target, seed."""
+    """run, method, n, l0_target, seed; None for what is not known before it is read."""
     jobs: Sequence[Job]
-    """In their order; the last but one trains it, the last measures it."""
+    """In their order; the last measures it."""
+    own: int = 2
+    """How many of them, the last ones, make it and its row: the last but one trains it, unless it
+    comes from elsewhere."""
 
 
 def missing(asked: Sequence[Asked]) -> pd.DataFrame:
@@ -37,15 +40,16 @@ def missing(asked: Sequence[Asked]) -> pd.DataFrame:
     nothing: where it went well and its files were lost since, the job has not begun again.
     """
     rows = []
-    for keys, jobs in asked:
-        if all(Path(job.output).exists() for job in jobs[-2:]):
+    for keys, jobs, own in asked:
+        if all(Path(job.output).exists() for job in jobs[-own:]):
             continue
         undone = [job for job in jobs if not Path(job.output).exists()]
         begun = [job for job in undone if Path(job.log).exists()]
         begun.sort(key=lambda job: Path(job.log).stat().st_mtime_ns, reverse=True)
         reasons = filter(None, map(_reason, begun))
         rows.append({**keys, "reason": next(reasons, "not begun")})
-    return pd.DataFrame(rows, columns=[*tidy.KEYS, "reason"])
+    # Whole numbers stay whole beside what is not known.
+    return pd.DataFrame(rows, columns=[*tidy.KEYS, "reason"]).convert_dtypes()
 
 
 def note(asked: Sequence[Asked], path: str | Path) -> str:

@@ -40,6 +40,13 @@ def asked():
             keys = {"run": config["run"], "method": method, "n": level.n, "l0_target": level.l0}
             named = [Job(*(part.format(**place) for part in job)) for job in jobs]
             found.append(Asked({**keys, "seed": level.seed}, named))
+    # Those trained elsewhere; how many latents they have is not known before they are read.
+    first = [Job(*job) for job in first if job[0] != "activations"]
+    for name, entry in config["external"].items():
+        measure = f"{RESULTS}/measurements/{name}/autoencoders.csv"
+        jobs = [*first, Job(f"evaluate_{name}", measure, f"{LOGS}/evaluate/{name}.log")]
+        keys = {"run": config["run"], "method": name, "n": None, "l0_target": entry.get("l0")}
+        found += [Asked({**keys, "seed": seed}, jobs, 1) for seed in range(len(entry["paths"]))]
     return found
 
 
