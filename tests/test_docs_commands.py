@@ -30,6 +30,12 @@ TOOLS = ("cat", "cp", "du", "head", "id", "ls", "mkdir", "mv", "rm", "sed", "tai
 NO_COMMAND = re.compile(r"[\w)|] += |─►|/ 1e9 |^METHODS =")
 #: Languages of fenced blocks that are no commands. Code is tested where it belongs.
 OTHER_LANGUAGES = ("", "json", "python", "text", "yaml")
+#: The table of methods with that of the example, as the document has it.
+NAMED = """
+from l0plane.methods.log_penalty import LogPenalty
+
+METHODS: dict[str, type[Method]] = {
+    "log_penalty": LogPenalty,"""
 
 
 def commands(text):
@@ -72,7 +78,7 @@ def check_snakemake(directory, calls):
     for configuration, (targets, forced) in runs.items():
         again = ["--forcerun", *sorted(forced)] if forced else []
         plan = ("--dry-run", "--quiet", "rules", *configuration, *again, "--", *targets)
-        code, said = snakemake(directory, *plan)
+        code, said = snakemake(directory, *plan, PYTHONPATH=f"{directory}/src")
         assert code == 0, f"snakemake {shlex.join(plan)}\n{said}"
 
 
@@ -166,6 +172,8 @@ def copy(tmp_path_factory):
     for path, text in EXAMPLES.items():
         (directory / path).parent.mkdir(exist_ok=True)
         (directory / path).write_text(text)
+    names = directory / "src/l0plane/methods/__init__.py"
+    names.write_text(names.read_text().replace("METHODS: dict[str, type[Method]] = {", NAMED))
     (directory / ".venv/bin").mkdir(parents=True)
     (directory / ".venv/bin/activate").touch()
     (directory / "l0plane").symlink_to(directory)  # what `git clone` would have made

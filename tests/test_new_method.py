@@ -97,9 +97,10 @@ def download(directory):
     (directory / "config.json").write_text(json.dumps({"trainer": trainer}))
 
 
-def snakemake(directory, *arguments):
+def snakemake(directory, *arguments, **variables):
     """Run Snakemake as a user does in the repository; what it printed."""
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= variables
     done = subprocess.run(
         ["snakemake", "--cores", "2", *map(str, arguments)],
         cwd=directory,
