@@ -35,9 +35,9 @@ LOST = 1.25
 ANSWER = (0.3, 3.0)
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
-#: Once a lambda gives the L0, others a factor of `PROBE` apart are tried on either side of it until
-#: one gives `MORE` times as many latents and one so many times `FEWER`, or is `FARTHEST_PROBE`
-#: times smaller or larger.
+#: Once a lambda gives the L0, others a factor of `PROBE` apart are tried beyond the least and the
+#: greatest tried until one gives `MORE` times as many latents and one so many times `FEWER`, or is
+#: `FARTHEST_PROBE` times smaller or larger than those that give the L0.
 PROBE, MORE, FEWER, FARTHEST_PROBE = 2.0, 3.0, 2.0, 32.0
 #: Between lambdas closer than this (a factor) L0 jumps.
 CLIFF = 1.1
@@ -194,9 +194,10 @@ def search_lambda(
 def following(trials: list[dict[str, float]], l0: float, around: bool) -> float | None:
     """The lambda to try after some trials of a search; None where it is over.
 
-    Once a lambda gives the L0, and if `around`, smaller ones are tried until one gives many more
-    latents, and larger ones until one gives many fewer. Wherever two neighbours then have the L0
-    between them, one that gives it is sought there, too.
+    Once a lambda gives the L0, and if `around`, ones beyond the least are tried until one gives
+    many more latents, and ones beyond the greatest until one gives many fewer. Wherever two
+    neighbours of which neither gives the L0 then have it between them, one that gives it is sought
+    there, too, until L0 jumps between close lambdas.
     """
     tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
     found = [factor for factor, got in tried if _close(got, l0)]
@@ -257,9 +258,9 @@ def _point(factor: float, got: float, l0: float) -> tuple[float, float]:
     return math.log(factor), math.log(max(got / l0, 0.05))
 
 
-def _secant(above: tuple[float, float], below: tuple[float, float]) -> float:
-    """The lambda at which the error of L0 would be zero on a line through two points."""
-    (x0, y0), (x1, y1) = above, below
+def _secant(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """The lambda at which the error of L0, of two signs at two points, is zero on their line."""
+    (x0, y0), (x1, y1) = one, other
     # A point close to one end halves the bracket slowly: the secant stays off the ends.
     return math.exp(x0 + (x1 - x0) * min(max(y0 / (y0 - y1), 0.1), 0.9))
 
