@@ -13,7 +13,7 @@ import math
 #: from the first step, before the encoder has learned anything, it kills latents for good.
 WARM_UP = 0.1
 #: The search for the lambda that gives an L0 ends after so many trainings with a constant one.
-TRIALS = 16
+TRIALS = 14
 #: Trainings that it takes at most, with the steered one that it starts from.
 SEARCH = 1 + TRIALS
 
