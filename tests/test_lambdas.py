@@ -60,6 +60,12 @@ def test_a_search_whose_l0_does_not_answer_ends(l0, hopeless):
     assert unanswered([{"l0": value} for value in l0], 16) == hopeless
 
 
+def test_where_l0_rises_with_lambda_the_search_steps_to_the_other_side():
+    assert next_lambda([(0.154, 8.53), (0.165, 8.8)], 8) < 0.154
+    assert next_lambda([(0.165, 7.0), (0.154, 6.7)], 8) > 0.165
+    assert next_lambda([(0.154, 8.5), (0.165, 8.52)], 8) > 0.165  # hardly: noise
+
+
 class Validation:
     """The synthetic activations as a validation store."""
 

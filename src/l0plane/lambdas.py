@@ -31,7 +31,8 @@ from l0plane.tuning import L0_TOLERANCE, validate
 CLOSE = 0.03
 #: A steered training whose L0 is off by more than this factor says nothing about lambda.
 LOST = 1.25
-#: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise.
+#: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise,
+#: but for one below the negative of the first, where L0 rises with lambda.
 ANSWER = (0.3, 3.0)
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
@@ -237,7 +238,8 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     """The lambda to try next, from the (lambda, L0) tried so far.
 
     Between the nearest too small and the nearest too large lambda, if there are both; else beyond
-    the last of them, by the answer that the two latest trials showed.
+    the last of them, by the answer that the two latest trials showed: where L0 clearly rises with
+    lambda, on the other side.
     """
     points = [_point(factor, got, l0) for factor, got in trials]
     above = [point for point in points if point[1] > 0]
@@ -248,8 +250,9 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     if len(points) > 1:
         (x0, y0), (x1, y1) = points[-2:]
         answer = -(y1 - y0) / (x1 - x0)
-    x, y = max(points) if above else min(points)
-    step = y / min(max(answer, ANSWER[0]), ANSWER[1])
+    rises = answer < -ANSWER[0]
+    x, y = max(points) if bool(above) != rises else min(points)
+    step = y / max(min(answer if rises else max(answer, ANSWER[0]), ANSWER[1]), -ANSWER[1])
     return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
 
 
