@@ -252,7 +252,8 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
         answer = -(y1 - y0) / (x1 - x0)
     rises = answer < -ANSWER[0]
     x, y = max(points) if bool(above) != rises else min(points)
-    step = y / max(min(answer if rises else max(answer, ANSWER[0]), ANSWER[1]), -ANSWER[1])
+    answer = max(answer, -ANSWER[1] if rises else ANSWER[0])
+    step = y / min(answer, ANSWER[1])
     return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
 
 
