@@ -1,5 +1,6 @@
 """The training loop on a small synthetic dictionary that it ought to find."""
 
+import gc
 import math
 
 import pytest
@@ -252,6 +253,21 @@ def test_an_explosion_in_the_last_step_or_before_a_checkpoint_is_not_overlooked(
     training.step(x * math.nan)
     _, saved = training.state()
     assert saved["failed"] and saved["steps"] == 2
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])
+def test_a_step_leaves_nothing_that_waits_for_the_garbage_collector(name):
+    """A GPU's memory would fill up before Python, which does not see it, thinks of collecting."""
+    t = trainer(name)
+    step(t, STORE.x[:32], 1e-3, 1e-3)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            step(t, STORE.x[:32], 1e-3, 1e-3)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_what_is_known_of_dead_latents_holds_though_it_is_known_late():

@@ -164,7 +164,8 @@ class _Encode(torch.autograd.Function):
     def forward(ctx, code, centred, pre_bias, encoder, bias=None):
         ctx.code = code
         ctx.save_for_backward(centred, encoder)
-        return code.values
+        # Not the tensor that `ctx` has: it would hold itself, and all of the step, in memory.
+        return code.values.detach()
 
     @staticmethod
     def backward(ctx, grad_values):
