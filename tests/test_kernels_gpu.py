@@ -65,6 +65,7 @@ def pieces(request, monkeypatch):
         monkeypatch.setattr(selection, "GROUPS_FOR_EACH", 2)
         monkeypatch.setattr(products, "GATHERED", 32)
         monkeypatch.setattr(products, "ROW_BYTES", 32)
+        monkeypatch.setattr(selection, "MEMBERS", 16)
         monkeypatch.setattr(products, "PART", 2)
         monkeypatch.setattr(selection, "MARKED", 8)
         monkeypatch.setattr(products, "DENSE_SHARE", 1.0)
@@ -229,11 +230,12 @@ def test_products(d, rows):
         assert found.dtype == expected.dtype
 
 
-@pytest.mark.parametrize("nested", [(), (0.125, 2.0)])
-def test_squared_errors(nested):
+@pytest.mark.parametrize("nested", [(), (0.125,), (0.125, 2.0)])
+@pytest.mark.parametrize("d", [1, 12, 40])
+def test_squared_errors(nested, d):
     code = random_code(3 * (1 + len(nested)), 20)
-    for bias in (draw(12, seed=9), None):
-        operands = (draw(3, 12, seed=2), code, draw(20, 12, seed=1), bias, nested, None)
+    for bias in (draw(d, seed=9), None):
+        operands = (draw(3, d, seed=2), code, draw(20, d, seed=1), bias, nested, None)
         found, expected = (b.squared_error(*operands) for b in (gpu, reference))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, **CLOSE)

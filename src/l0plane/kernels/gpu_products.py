@@ -24,15 +24,31 @@ PART = 1 << 9
 DENSE_SHARE = 1 / 10
 
 
+def _rounded() -> bool:
+    return torch.get_float32_matmul_precision() == "medium"
+
+
 def operand(matrix: Tensor) -> Tensor:
     """A matrix as products take it: rounded to bfloat16 if PyTorch is told so."""
-    rounded = torch.get_float32_matmul_precision() == "medium"
-    return (matrix.bfloat16() if rounded else matrix).contiguous()
+    return (matrix.bfloat16() if _rounded() else matrix).contiguous()
 
 
 def centred(x: Tensor, pre_bias: Tensor) -> Tensor:
     """As `reference.centred`."""
-    return operand(x - pre_bias)
+    x, d = x.contiguous(), x.shape[1]
+    out = torch.empty_like(x, dtype=torch.bfloat16 if _rounded() else x.dtype)
+    columns = triton.next_power_of_2(d)
+    _centred[(len(x),)](x, pre_bias, out, d, columns, num_warps=min(16, max(1, columns // 256)))
+    return out
+
+
+@triton.jit
+def _centred(x, bias, out, d, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    v = tl.load(x + row * d + column, mask=column < d, other=0.0)
+    v -= tl.load(bias + column, mask=column < d, other=0.0)
+    tl.store(out + row * d + column, v, mask=column < d)
 
 
 def transpose(code: Code) -> ByLatent:

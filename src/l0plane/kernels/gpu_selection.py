@@ -25,6 +25,8 @@ WARPS = 16
 #: largest: with fewer too many of the groups have one.
 GROUP, LEAST_GROUP = 32, 8
 GROUPS_FOR_EACH = 4
+#: Groups that a warp looks at, and members of groups that a program looks at, at a time.
+GROUPS_BY_WARP, MEMBERS = 1024, 2048
 #: Triples of a row of a code that one program looks at, at a time, for the largest of them.
 MARKED = 1 << 8
 #: Places of triples are int32, up to GATHERED beyond the last.
@@ -152,8 +154,8 @@ def _candidates(a: Tensor, k: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     _narrow[(rows,)](
         *(a, maxima, chosen, candidates, values, counts, n, groups, k, capacity),
         # float32 is first compared by its upper bits, as many as bfloat16 has and four more.
-        *(16 if a.dtype == torch.bfloat16 else 12, size, padded, 1024),
-        num_warps=min(WARPS, max(1, padded // 1024)),
+        *(16 if a.dtype == torch.bfloat16 else 12, size, padded, MEMBERS),
+        num_warps=min(WARPS, max(1, padded // GROUPS_BY_WARP)),
     )
     return candidates, counts, values
 
@@ -262,27 +264,45 @@ def _bound(bits, k):
 
 
 @triton.jit
-def _bound_in_memory(a, n, high, k, most, BLOCK: tl.constexpr):
-    """The same of `a [n]`, all below `high`: k have it or more, `most` at most, but for ties."""
+def _bits_of(a, n, groups, i, length, SIZE: tl.constexpr):
+    """Of the i-th of `length` members of `groups` of `SIZE` in `a [n]`; and its place.
+
+    Without groups the i-th of all.
+    """
+    place = i
+    if groups is not None:
+        group = tl.load(groups + i // SIZE, mask=i < length, other=0)
+        place = group * SIZE + i % SIZE
+    return _bits(a, tl.where(i < length, place, n), n), place
+
+
+@triton.jit
+def _bound_in_memory(
+    a, n, groups, length, low, high, found, k, most, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The same of `length` members in memory, of which `found` are from `low` up, none from `high`.
+
+    k have it or more, `most` at most, but for ties.
+    """
     column = tl.arange(0, BLOCK)
-    low = 1
-    found = n
     while (found > most) & (high - low > 1):
         middle = low + (high - low) // 2
         count = 0
-        for start in range(0, n, BLOCK):
-            count += tl.sum((_bits(a, start + column, n) >= middle).to(tl.int32))
+        for start in range(0, length, BLOCK):
+            bits, _ = _bits_of(a, n, groups, start + column, length, SIZE)
+            count += tl.sum((bits >= middle).to(tl.int32))
         low, high, found = _halved(low, high, found, middle, count, k)
     return low
 
 
 @triton.jit
-def _room(a, n, low, most, BLOCK: tl.constexpr):
+def _room(a, n, groups, length, low, most, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """How many of `most` are left for those that are equal to `low`."""
     column = tl.arange(0, BLOCK)
     room = most
-    for start in range(0, n, BLOCK):
-        room -= tl.sum((_bits(a, start + column, n) > low).to(tl.int32))
+    for start in range(0, length, BLOCK):
+        bits, _ = _bits_of(a, n, groups, start + column, length, SIZE)
+        room -= tl.sum((bits > low).to(tl.int32))
     return room
 
 
@@ -291,6 +311,42 @@ def _kept(bits, low, room):
     """Which of `bits` are above `low`, or among the first `room` that are equal to it."""
     last = (bits == low).to(tl.int32)
     return (bits > low) | ((last > 0) & (tl.cumsum(last, 0) <= room))
+
+
+@triton.jit
+def _cut(
+    a,
+    n,
+    groups,
+    length,
+    low,
+    high,
+    found,
+    k,
+    capacity,
+    candidates,
+    values,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write at most `capacity` of `length` members, among them the k largest; how many they are.
+
+    Of those that are equal to the last, as many as there is room for. `low`, `high` and `found`
+    are as for `_bound_in_memory`.
+    """
+    column = tl.arange(0, BLOCK)
+    low = _bound_in_memory(a, n, groups, length, low, high, found, k, capacity, SIZE, BLOCK)
+    room = _room(a, n, groups, length, low, capacity, SIZE, BLOCK)
+    count = 0
+    for start in range(0, length, BLOCK):
+        bits, place = _bits_of(a, n, groups, start + column, length, SIZE)
+        kept = _kept(bits, low, room)
+        room -= tl.sum((bits == low).to(tl.int32))
+        rank = count + tl.cumsum(kept.to(tl.int32), 0)
+        tl.store(candidates + rank - 1, place, mask=kept)
+        tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=kept)
+        count += tl.sum(kept.to(tl.int32))
+    return count
 
 
 @triton.jit
@@ -334,36 +390,32 @@ def _narrow(
     order = tl.cumsum(wanted.to(tl.int32), 0)
     tl.store(chosen + order - 1, group, mask=wanted & (order <= capacity))
     tl.debug_barrier()
-    # No value of `low` or more is in another group.
-    column = tl.arange(0, BLOCK)
-    count = tl.where(found > capacity, capacity + 1, 0)
-    members = tl.where(found > capacity, 0, found * SIZE)
-    for first in range(0, members, BLOCK):
-        member = first + column
-        inside = member < members
-        place = tl.load(chosen + member // SIZE, mask=inside, other=0) * SIZE + member % SIZE
-        bits = _bits(a, tl.where(inside, place, n), n)
-        kept = bits >= low
-        rank = count + tl.cumsum(kept.to(tl.int32), 0)
-        fits = kept & (rank <= capacity)
-        tl.store(candidates + rank - 1, place, mask=fits)
-        tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=fits)
-        count += tl.sum(kept.to(tl.int32))
-    if count > capacity:
-        # Some groups have many large values: bisection over the whole row, and of those that are
-        # equal to the last as many as there is room for. Other threads wrote to the same places.
-        tl.debug_barrier()
-        low = _bound_in_memory(a, n, tl.max(largest) + 1, k, capacity, BLOCK)
-        room = _room(a, n, low, capacity, BLOCK)
+    if found > capacity:
+        # So many groups are equally good that there is no room for their names.
+        high = tl.max(largest) + 1
+        count = _cut(a, n, None, n, low, high, n, k, capacity, candidates, values, SIZE, BLOCK)
+    else:
+        # No value of `low` or more is in another group.
+        members = found * SIZE
+        column = tl.arange(0, BLOCK)
         count = 0
-        for start in range(0, n, BLOCK):
-            bits = _bits(a, start + column, n)
-            kept = _kept(bits, low, room)
-            room -= tl.sum((bits == low).to(tl.int32))
+        for start in range(0, members, BLOCK):
+            bits, place = _bits_of(a, n, chosen, start + column, members, SIZE)
+            kept = bits >= low
             rank = count + tl.cumsum(kept.to(tl.int32), 0)
-            tl.store(candidates + rank - 1, start + column, mask=kept)
-            tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=kept)
+            fits = kept & (rank <= capacity)
+            tl.store(candidates + rank - 1, place, mask=fits)
+            tl.store(values + rank - 1, bits.to(tl.float32, bitcast=True), mask=fits)
             count += tl.sum(kept.to(tl.int32))
+        if count > capacity:
+            # Some groups have many large values. Other threads wrote to the same places.
+            tl.debug_barrier()
+            high = tl.max(largest) + 1
+            count = _cut(
+                *(a, n, chosen, members, low, high, count, k, capacity, candidates, values),
+                SIZE,
+                BLOCK,
+            )
     tl.store(counts + row, count)
 
 
@@ -398,8 +450,10 @@ def _mark_top_k(indptr, values, mask, k, BLOCK: tl.constexpr):
     largest = tl.zeros([BLOCK], tl.int32)
     for start in range(0, length, BLOCK):
         largest = tl.maximum(largest, _bits(values, start + place, length))
-    low = _bound_in_memory(values, length, tl.max(largest) + 1, k, k, BLOCK)
-    room = _room(values, length, low, k, BLOCK)
+    high = tl.max(largest) + 1
+    low = tl.minimum(high, 1)
+    low = _bound_in_memory(values, length, None, length, low, high, length, k, k, 1, BLOCK)
+    room = _room(values, length, None, length, low, k, 1, BLOCK)
     for start in range(0, length, BLOCK):
         bits = _bits(values, start + place, length)
         kept = _kept(bits, low, room)
