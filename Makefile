@@ -12,7 +12,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report reference smoke verify verify-update language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
+.PHONY: help reproduce report reference reference-gpu smoke verify verify-update language-model test test-gpu gpu test-kill test-peers test-slurm benchmark clean environment.yml
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP := python -m pip install --quiet --quiet --disable-pip-version-check
@@ -25,12 +25,22 @@ help: ## say what the targets do (the default)
 reproduce: $(INSTALLED) ## install into .venv, then make every table, figure and claim
 	$(SNAKEMAKE)
 
+# $(call keep,RUN,WHERE,FIGURES): a run's tables and those of its figures, without what depends on the machine.
+define keep
+	mkdir -p results/$(2) figures/$(2)
+	find results/$(1) -maxdepth 1 -name '*.csv' ! -name training.csv ! -name timing.csv -exec cp {} results/$(2)/ \;
+	cp -R $(addprefix results/$(1)/,claims.md run.json tables) results/$(2)/
+	find figures/$(1) -type f -name '$(3)' ! -name 'timing.*' -exec cp {} figures/$(2)/ \;
+endef
+
 reference: $(INSTALLED) ## make anew what is committed as the reference: the default with three seeds (an hour)
 	$(SNAKEMAKE) --configfile config/three_seeds.yaml
-	mkdir -p results/reference figures/reference
-	find results/three_seeds -maxdepth 1 -name '*.csv' ! -name training.csv ! -name timing.csv -exec cp {} results/reference/ \;
-	cp -R $(addprefix results/three_seeds/,claims.md run.json tables) results/reference/
-	find figures/three_seeds -type f ! -name 'timing.*' -exec cp {} figures/reference/ \;
+	$(call keep,three_seeds,reference,*)
+
+reference-gpu: $(INSTALLED) ## the same of config/gpt2_embedded.yaml, on a GPU (minutes of a large one)
+	$(SNAKEMAKE) --resources gpu=8 --configfile config/gpt2_embedded.yaml
+	$(call keep,gpt2_embedded,reference/gpt2_embedded,*.png)
+	rm -f figures/reference/gpt2_embedded/tuning*.png
 
 report: $(INSTALLED) ## the same, and one HTML page of it all: report.html
 	$(SNAKEMAKE)

@@ -101,14 +101,15 @@ def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
         assert row["learning_rate"] == pytest.approx(own["learning_rate"])
 
 
-def test_the_reference_run_was_made_with_this_configuration():
-    changes = yaml.safe_load((REPOSITORY / "config/three_seeds.yaml").read_text())
+@pytest.mark.parametrize(("run", "folder"), [("three_seeds", "."), ("gpt2_embedded",) * 2])
+def test_the_reference_run_was_made_with_this_configuration(run, folder):
+    changes = yaml.safe_load((REPOSITORY / f"config/{run}.yaml").read_text())
     expected = merged(DEFAULT, changes)
-    found = json.loads((REFERENCE / "run.json").read_text())["config"]
+    found = json.loads((REFERENCE / folder / "run.json").read_text())["config"]
     ignored = {"methods", "refinement", "progressive", "tuning", "language_model", "lambdas"}
     for key in set(expected) - ignored:  # those hold names written out and paths found
         assert found[key] == expected[key], key
-    rows = pd.read_csv(REFERENCE / "autoencoders.csv")
+    rows = pd.read_csv(REFERENCE / folder / "autoencoders.csv")
     levels = {(level.n, level.l0, level.seed) for level in plan.levels(expected)}
     for method, trained in rows.groupby("method"):
         assert {tuple(row) for row in trained[["n", "l0_target", "seed"]].values} == levels, method
