@@ -9,8 +9,8 @@ dead-latent accounting; ours has the moving average of the weights as well; no l
 long enough for AuxK. The encoder product alone, into memory that is kept, is what no exact method
 can avoid. The row `language_model` is passes of a GPT-2 small with random weights up to layer 8, as
 a stream of activations makes them. Rows of the way `small` are a step of an autoencoder so small
-that to start kernels takes longer than they do, in one process and in several that share the GPU,
-with the tokens per second of all.
+that to start kernels takes longer than they do: of each method in one process, and of TopK in
+several that share the GPU, with the tokens per second of all.
 
 Writes one row for each way and precision of the encoder product (PyTorch's names for
 `torch.set_float32_matmul_precision`; `medium`, which is `training.precision: bfloat16`, is bfloat16
@@ -47,11 +47,13 @@ ORDER = [
 ]
 AUXK = {"dead_after_tokens": 10_000_000, "aux_k": 512, "aux_weight": 1 / 32}
 SMALL = {"d": 128, "n": 2048, "k": 32, "batch_tokens": 2048}
-AT_ONCE = (1, 4, 8)
-SECONDS = 5.0
+AT_ONCE = [("topk", 1), ("topk", 8)]
+AT_ONCE += [(m, 1) for m in ("multi_topk", "batch_topk", "relu", "gated", "jumprelu", "prolu_ste")]
+HYPERPARAMETERS = {"threshold": 0.05, "bandwidth": 0.01}
+SECONDS = 2.0
 CONTEXT, LAYER = 64, 8
 TOKENIZER = Path(__file__).parents[1] / "resources/lm/tokenizer.json"
-COLUMNS = ["way", "precision", "processes", "d", "n", "k", "batch_tokens", "milliseconds"]
+COLUMNS = ["way", "method", "precision", "processes", "d", "n", "k", "batch_tokens", "milliseconds"]
 COLUMNS += ["tokens_per_second"]
 
 
@@ -84,19 +86,19 @@ def product(precision: str) -> float:
     return milliseconds(lambda: torch.mm(x, encoder.T, out=out))
 
 
-def training_step(d: int, n: int, k: int, batch_tokens: int) -> Callable[[], object]:
-    """What takes a training step of this project."""
+def training_step(name: str, d: int, n: int, k: int, batch_tokens: int) -> Callable[[], object]:
+    """What takes a training step of this project with the method `name`."""
     from l0plane.methods import METHODS
     from l0plane.trainer import Trainer
 
     x = activations(batch_tokens, d)
-    method = METHODS["topk"](k, {})
+    method = METHODS[name](k, HYPERPARAMETERS)
     parameters = method.initialise(x[:8192], n, torch.Generator().manual_seed(0))
     trainer = Trainer(method, parameters, 1.0, {"clip_norm": 1.0, "ema": 0.999, **AUXK})
-    unread = [trainer.step(x, 1e-4, 0.0)]
+    unread = [trainer.step(x, 1e-4, 1e-3)]
 
     def step() -> None:
-        unread.append(trainer.step(x, 1e-4, 0.0))
+        unread.append(trainer.step(x, 1e-4, 1e-3))
         trainer.read(unread.pop(0))  # one late, as `Training` does
 
     return step
@@ -107,15 +109,15 @@ def l0plane(precision: str) -> float:
     from l0plane.device import use_precision
 
     use_precision({"precision": "bfloat16" if precision == "medium" else "float32"})
-    return milliseconds(training_step(D, N, K, BATCH))
+    return milliseconds(training_step("topk", D, N, K, BATCH))
 
 
-def small() -> None:
+def small(name: str) -> None:
     """One of several processes with a small autoencoder: say when it is ready, begin when told.
 
     Prints how many steps it took in SECONDS.
     """
-    step = training_step(**SMALL)
+    step = training_step(name, **SMALL)
     milliseconds(step)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -126,9 +128,9 @@ def small() -> None:
     print(steps, flush=True)
 
 
-def at_once(processes: int) -> dict[str, object]:
-    """The row of so many processes with a small autoencoder each."""
-    command = [sys.executable, __file__, "", "--small"]
+def at_once(name: str, processes: int) -> dict[str, object]:
+    """The row of so many processes with a small autoencoder of a method each."""
+    command = [sys.executable, __file__, "", "--small", name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     children = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore
     for child in children:
@@ -140,7 +142,7 @@ def at_once(processes: int) -> dict[str, object]:
     steps = sum(int(child.communicate()[0]) for child in children)
     taken = 1e3 * SECONDS * processes / steps
     tokens = SMALL["batch_tokens"] * steps / SECONDS
-    row = ("small", "highest", processes, *SMALL.values(), round(taken, 3), round(tokens))
+    row = ("small", name, "highest", processes, *SMALL.values(), round(taken, 3), round(tokens))
     return dict(zip(COLUMNS, row, strict=True))
 
 
@@ -195,8 +197,10 @@ WAYS = {
 def measure(way: str, precision: str) -> dict[str, object]:
     """One row of the table."""
     taken = WAYS[way](precision)
+    method = "topk" if way in ("l0plane", "sparsify") else None
     sizes = (D, None, None) if way == "language_model" else (D, N, K)
-    row = (way, precision, 1, *sizes, BATCH, round(taken, 3), round(BATCH / taken * 1e3))
+    speed = (round(taken, 3), round(BATCH / taken * 1e3))
+    row = (way, method, precision, 1, *sizes, BATCH, *speed)
     return dict(zip(COLUMNS, row, strict=True))
 
 
@@ -206,10 +210,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--sparsify", metavar="PYTHON", help="of an environment that has sparsify")
     parser.add_argument("--only", nargs=2, metavar=("WAY", "PRECISION"), help=argparse.SUPPRESS)
-    parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--small", metavar="METHOD", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.small:
-        small()
+        small(arguments.small)
         return
     if arguments.only:
         print(json.dumps(measure(*arguments.only)))
@@ -230,8 +234,8 @@ def main() -> None:
             row["times_the_product"] = round(row["milliseconds"] / limit, 3)
         rows.append(row)
         print(row, flush=True)
-    for processes in AT_ONCE:
-        rows.append(at_once(processes))
+    for name, processes in AT_ONCE:
+        rows.append(at_once(name, processes))
         print(rows[-1], flush=True)
     facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

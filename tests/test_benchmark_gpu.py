@@ -28,13 +28,14 @@ def test_each_way_gives_its_row(benchmark, way):
     assert 192e3 / row["tokens_per_second"] == milliseconds
 
 
+@pytest.mark.parametrize("method", ["topk", "jumprelu"])
 def test_a_small_autoencoder_waits_for_the_others_and_counts_its_steps(
-    benchmark, monkeypatch, capsys
+    benchmark, monkeypatch, capsys, method
 ):
     monkeypatch.setattr(benchmark, "SMALL", {"d": 8, "n": 16, "k": 2, "batch_tokens": 8})
     monkeypatch.setattr(benchmark, "SECONDS", 0.1)
     monkeypatch.setattr(benchmark.sys, "stdin", io.StringIO("begin\n"))
-    benchmark.small()
+    benchmark.small(method)
     ready, steps = capsys.readouterr().out.split()
     assert ready == "ready"
     assert int(steps) > 0

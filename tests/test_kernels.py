@@ -156,10 +156,19 @@ def padding(x, encoder, bias, k):
     indices, values = torch.zeros(len(x), k, dtype=torch.int32), x.new_zeros(len(x), k)
     indices[code.rows, place], values[code.rows, place] = code.indices, code.values
     indptr = k * torch.arange(len(x) + 1, dtype=torch.int32)
-    return Code(indptr, indices.flatten(), values.flatten(), code.n, padded=True)
+    values = values.flatten()
+    return Code(indptr, indices.flatten(), values, code.n, live=values != 0)
 
 
-@pytest.mark.parametrize("name", ["topk", "multi_topk"])
+def whole(x, encoder, bias, threshold):
+    """What is selected, padded to all latents in each row, as of a small batch on a GPU."""
+    return reference.whole_code(reference.preactivations(x, encoder, bias), threshold)
+
+
+PADDED = SimpleNamespace(**vars(reference) | {"select_top_k": padding, "whole_above": whole})
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].recorded])
 def test_what_pads_a_code_changes_neither_loss_nor_gradients(name, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     x, pre_bias = torch.randn(2, 6, 8, generator=generator, dtype=torch.float64)
@@ -167,24 +176,29 @@ def test_what_pads_a_code_changes_neither_loss_nor_gradients(name, monkeypatch):
     parameters = {"pre_bias": pre_bias, "encoder": torch.randn(9, 8, generator=generator).double()}
     parameters["decoder"] = torch.randn(9, 8, generator=generator).double()
     x[0] = pre_bias  # no latent is positive
-    padded = SimpleNamespace(**vars(reference) | {"select_top_k": padding})
+    # So wide a bandwidth that without a mask what pads a row would be near its threshold.
+    hyperparameters = {"threshold": 0.5, "bandwidth": 1.5}
     found = []
-    for backend in (padded, reference):
+    for backend in (PADDED, reference):
         monkeypatch.setattr(kernels, "_backend", lambda tensor, backend=backend: backend)
-        own = {key: p.clone().requires_grad_() for key, p in parameters.items()}
-        loss = METHODS[name](7, {}).loss(own, x)
+        method = METHODS[name](3, hyperparameters)
+        own = {key: p.clone() for key, p in parameters.items()}
+        for key, p in method.extra_parameters(9).items():
+            own[key] = p + torch.linspace(-0.3, 0.4, 9).double()
+        own = {key: p.requires_grad_() for key, p in own.items()}
+        loss = method.loss(own, x)
         silent = torch.ones(9, dtype=torch.int64)
         active = kernels.reset_active(silent, loss.code)
-        gradients = torch.autograd.grad(loss.objective, list(own.values()))
-        found.append([loss.objective.detach(), active, silent, *gradients])
-        assert loss.code.padded == (backend is padded)
+        penalty = 0.0 if loss.penalty is None else loss.penalty
+        gradients = torch.autograd.grad(loss.objective + 0.7 * penalty, list(own.values()))
+        found.append([loss.objective.detach(), penalty, active, silent, loss.error, *gradients])
+        assert loss.code.padded == (backend is PADDED)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
-    padded = SimpleNamespace(**vars(reference) | {"select_top_k": padding})
-    monkeypatch.setattr(kernels, "_backend", lambda tensor: padded)
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: PADDED)
     encoder = torch.ones(5, 4)
     inputs = (torch.stack([-encoder[0], encoder[0]]), torch.zeros(4), encoder, 3)
     assert kernels.encode_top_k(*inputs, padded=True).l0.tolist() == [3, 3]
@@ -193,6 +207,12 @@ def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
     agreed = kernels.encode_top_k(*inputs, top_k_mask=lambda code, k: code.values >= 0, padded=True)
     assert agreed.l0.tolist() == [0, 3]
     assert not agreed.padded
+    above = kernels.encode_above(*inputs[:3], padded=True)
+    assert above.l0.tolist() == [5, 5]
+    assert above.live.sum() == 5
+    assert kernels.encode_above(*inputs[:3]).l0.tolist() == [0, 5]
+    monkeypatch.setattr(kernels, "RECORDED", 9)
+    assert not kernels.encode_above(*inputs[:3], padded=True).padded
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -404,7 +424,7 @@ def test_adam_follows_torch_adam_and_keeps_unit_rows(backend):
     torch_adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(1, 30):
         gradient = torch.randn(20, 6, generator=generator)
-        state.step = step
+        rates = kernels.adam_rates(step, 0.01, 0.9)
         with torch.no_grad():
             unit = theirs / theirs.norm(dim=1, keepdim=True)
             removed = gradient - (gradient * unit).sum(1, keepdim=True) * unit
@@ -413,7 +433,7 @@ def test_adam_follows_torch_adam_and_keeps_unit_rows(backend):
         with torch.no_grad():
             theirs /= theirs.norm(dim=1, keepdim=True)
         ema = 0.9 * ema + 0.1 * theirs.detach()
-        backend.adam(ours, gradient, state, 0.01, torch.tensor(0.5), 0.9, unit_rows=True)
+        backend.adam(ours, gradient, state, rates, torch.tensor(0.5), unit_rows=True)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state.ema, ema, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(20))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from l0plane import kernels
+from l0plane import kernels, recording
 from l0plane.code import Code
 from l0plane.files import UserError
 from l0plane.kernels import AdamState, reference
@@ -251,15 +251,19 @@ def test_adam(shape):
     for step in range(1, 4):
         gradient = draw(*shape, seed=step)
         for backend, parameter, state in zip((gpu, reference), (ours, theirs), states, strict=True):
-            state.step = step
-            backend.adam(parameter, gradient, state, 0.01, half, 0.9, unit_rows=len(shape) == 2)
+            rates = kernels.adam_rates(step, 0.01, 0.9)
+            backend.adam(parameter, gradient, state, rates, half, unit_rows=len(shape) == 2)
     torch.testing.assert_close(ours, theirs, **CLOSE)
     for name in ("mean", "square", "ema"):
         pair = [getattr(state, name) for state in states]
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["topk", "multi_topk"])
+RECORDED = [name for name in METHODS if METHODS[name].recorded]
+HYPERPARAMETERS = {"threshold": 0.5, "bandwidth": 0.5}
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_loss_takes_these_kernels_and_has_the_gradients_of_the_reference(monkeypatch, name):
     parameters = {"pre_bias": draw(12), "encoder": draw(20, 12, seed=1)}
     parameters["decoder"] = draw(20, 12, seed=2)
@@ -269,12 +273,16 @@ def test_a_loss_takes_these_kernels_and_has_the_gradients_of_the_reference(monke
     x[2] += 1
     parameters["encoder"][1:] -= parameters["encoder"][1:].sum(1, keepdim=True).clamp(min=0)
     parameters["encoder"][0] += 1
+    method = METHODS[name](3, HYPERPARAMETERS)
+    parameters |= {key: p.to(DEVICE) for key, p in method.extra_parameters(20).items()}
     found = []
     for backend in (gpu, reference):
         monkeypatch.setattr(kernels, "_backend", lambda tensor, backend=backend: backend)
         own = {key: p.clone().requires_grad_() for key, p in parameters.items()}
-        loss = METHODS[name](3, {}).loss(own, x).objective
-        found.append([loss.detach(), *torch.autograd.grad(loss, list(own.values()))])
+        loss = METHODS[name](3, HYPERPARAMETERS).loss(own, x)
+        total = loss.objective if loss.penalty is None else loss.objective + 0.7 * loss.penalty
+        found.append([total.detach(), *torch.autograd.grad(total, list(own.values()))])
+        assert loss.code.padded == (backend is gpu)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
@@ -292,22 +300,74 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["topk", "multi_topk"])
-def test_a_step_waits_for_nothing(monkeypatch, name):
+def trainer_of(name, x, k=3, n=20, **settings):
+    method = METHODS[name](k, HYPERPARAMETERS)
+    parameters = method.initialise(x, n, torch.Generator().manual_seed(0))
+    settings = {"dead_after_tokens": 1000, "aux_k": 4, "aux_weight": 0.5} | settings
+    return Trainer(method, parameters, 1.0, settings | {"clip_norm": 1.0, "ema": 0.9})
+
+
+@pytest.mark.parametrize("dead_after_tokens", [1000, 1])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_step_that_repeats_waits_for_nothing(monkeypatch, name, dead_after_tokens):
     monkeypatch.setattr(kernels, "_backend", lambda tensor: gpu)
-    method, x = METHODS[name](3, {}), draw(6, 12)
-    parameters = method.initialise(x, 20, torch.Generator().manual_seed(0))
-    settings = {"clip_norm": 1.0, "ema": 0.9, "dead_after_tokens": 1000, "aux_k": 4}
-    trainer = Trainer(method, parameters, 1.0, settings)
-    trainer.read(trainer.step(x, 0.01, 0.0))  # after which it knows that none is dead yet
+    monkeypatch.setattr(METHODS[name], "repeats", lambda method, x, n: True)
+    monkeypatch.setattr(recording, "WARM_UP", 1000)
+    x = draw(6, 12)
+    trainer = trainer_of(name, x, dead_after_tokens=dead_after_tokens)
+    trainer.read(trainer.step(x, 0.01, 0.0))
     with Waits() as waits:
         steps = [trainer.step(x, 0.01, 0.0) for _ in range(3)]
     assert not waits.count
-    encoder, pre_bias = parameters["encoder"], parameters["pre_bias"]
-    with Waits() as waits:
-        kernels.encode_top_k(x, pre_bias, encoder, 3)
-    assert waits.count
     assert trainer.read(steps[-1])["loss"] < trainer.read(steps[0])["loss"]
+
+
+def test_a_step_of_any_size_waits_for_nothing_while_no_latent_is_dead(monkeypatch):
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: gpu)
+    x = draw(6, 12)
+    for name in ("topk", "multi_topk"):
+        trainer = trainer_of(name, x)
+        trainer.read(trainer.step(x, 0.01, 0.0))  # after which it knows that none is dead yet
+        with Waits() as waits:
+            trainer.step(x, 0.01, 0.0)
+        assert not waits.count
+    with Waits() as waits:
+        kernels.encode_top_k(x, x[0], draw(20, 12), 3)
+    assert waits.count
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU to record for")
+@pytest.mark.parametrize(
+    ("name", "rows", "n", "k"),
+    [(name, 8, 100, 1) for name in RECORDED]
+    + [(name, 1024, 16384, 32) for name in ("topk", "multi_topk")],
+)
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_full_size_recorded_steps_have_the_bits_of_others(
+    monkeypatch, name, rows, n, k, precision, request
+):
+    if precision == "medium":
+        request.getfixturevalue("rounded")
+    x = draw(8, rows, 64)
+    results = []
+    for warm_up in (2, 1000):
+        monkeypatch.setattr(recording, "WARM_UP", warm_up)
+        trainer = trainer_of(name, x[0], k=k, n=n, dead_after_tokens=7.5 * rows)
+        taken = []
+        for step in range(24):
+            taken.append(trainer.step(x[step % 8], 0.01 / (1 + step), 0.1 * step))
+            facts = trainer.read(taken[max(0, step - 1)])
+        # A step without AuxK and, from when there were dead latents, one with it.
+        assert len(trainer._recordings) == (0 if warm_up > 24 else 1 + trainer.method.auxk)
+        facts.pop("seconds")
+        tensors = [*trainer.parameters.values(), trainer.silent_tokens]
+        for state in trainer.states.values():
+            tensors += [state.mean, state.square, state.ema]
+        results.append((facts, tensors))
+    assert results[0][0] == results[1][0]
+    assert results[0][0]["dead_fraction"] > 0 or not trainer.method.auxk
+    for ours, theirs in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter would take hours")
@@ -387,7 +447,7 @@ gpu, products, selection = (
 INTEGERS = {"indices", "latents", "counts", "starts", "ends", "indptr", "rows"}
 INTEGERS |= {"candidates", "chosen", "firsts", "lasts", "lengths"}
 SCALARS = dict.fromkeys(["n", "width", "groups", "k", "d", "size", "capacity"], "i32")
-SCALARS |= dict.fromkeys(["rate", "root", "ema_decay"], "fp32") | {"mask": "*i1", "scale": "*fp64"}
+SCALARS |= {"mask": "*i1", "scale": "*fp64", "rates": "*fp64"}
 CONSTANTS = {"BLOCK": 256, "TRIPLES": 8, "COLUMNS": 32, "UNIT_ROWS": True}
 CONSTANTS |= {"SHIFT": 12, "PADDED": 1024, "SIZE": 32}
 CONSTANTS |= {"BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-9}

@@ -4,13 +4,17 @@ Where the paper puts a pseudo-derivative in place of a derivative, the formula h
 with the same value and that derivative, so that autograd does the rest.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from l0plane import kernels
 from l0plane.autoencoder import Autoencoder, ReLU
 from l0plane.files import UserError
 from l0plane.methods import METHODS
 from l0plane.methods.base import geometric_median
+from l0plane.methods.topk import TopKMethod
 
 ROWS, N, D, L0 = 30, 40, 12, 4
 HYPERPARAMETERS = {"jumprelu": {"bandwidth": 0.4, "threshold": 0.3}}
@@ -201,6 +205,26 @@ def test_a_start_at_which_nothing_is_active_is_refused():
         METHODS["jumprelu"](4, values).initialise(sample, N, torch.Generator())
     with pytest.raises(UserError, match="no latent is active before the first step"):
         METHODS["relu"](4, {}).initialise(torch.zeros(50, D), N, torch.Generator())
+
+
+def test_what_a_method_says_of_its_steps_does_not_hold_for_a_loss_that_replaces_its_own(
+    monkeypatch,
+):
+    class Annealed(TopKMethod):
+        def loss(self, parameters, x):
+            self.l0 -= 1
+            return super().loss(parameters, x)
+
+    class Renamed(TopKMethod):
+        pass
+
+    x = torch.zeros(64, D)
+    assert not TopKMethod(4, {}).repeats(x, 1024)
+    monkeypatch.setattr(kernels, "_backend", lambda x: SimpleNamespace(whole_above=None))
+    assert TopKMethod(4, {}).repeats(x, 1024)
+    assert Renamed(4, {}).repeats(x, 1024)
+    assert not Annealed(4, {}).repeats(x, 1024)
+    assert not TopKMethod(4, {}).repeats(x, 1 << 24)
 
 
 def test_geometric_median_has_zero_sum_of_unit_vectors():

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from l0plane import kernels, training
+from l0plane import kernels, recording, training
 from l0plane.autoencoder import Failed
 from l0plane.checkpoint import Checkpoint
 from l0plane.files import UserError
-from l0plane.methods import METHODS
+from l0plane.methods import METHODS, Method
 from l0plane.penalty import PenaltyController
 from l0plane.trainer import Trainer
 from l0plane.training import (
@@ -268,6 +268,20 @@ def test_a_step_leaves_nothing_that_waits_for_the_garbage_collector(name):
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].recorded])
+def test_a_step_that_repeats_is_that_of_one_that_asks_which_latents_are_dead(name, monkeypatch):
+    ends = []
+    for repeats in (False, True):
+        monkeypatch.setattr(Method, "repeats", lambda method, x, n, answer=repeats: answer)
+        monkeypatch.setattr(recording, "Recording", lambda work, x: work)
+        t = trainer(name, dead_after_tokens=24, aux_weight=0.5)
+        facts = [step(t, STORE.x[4 * i : 4 * i + 4], 1e-2, 1e-3) for i in range(16)]
+        assert len(t._recordings) == repeats * (1 + t.method.auxk)
+        ends.append(([each["loss"] for each in facts], t.parameters))
+    assert facts[-1]["dead_fraction"] > 0 or not t.method.auxk
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_known_of_dead_latents_holds_though_it_is_known_late():

@@ -33,8 +33,13 @@ class Code:
     """float `[nnz]`: its value."""
     n: int
     """How many latents there are."""
-    padded: bool = False
-    """Whether all rows are equally long, by triples of value 0 and latent 0 where they are not."""
+    live: Tensor | None = None
+    """bool `[nnz]`: which triples there are, where others of value 0 pad all rows to one length.
+
+    What pads a row is of latent 0, or, in a code with `whole` rows, of the latent at its place.
+    """
+    whole: bool = False
+    """Whether each row has all latents, in order."""
     _by_latent: list[ByLatent] = field(default_factory=list, repr=False, compare=False)
     """Empty until somebody asks; codes that differ in values only share the list."""
 
@@ -44,8 +49,13 @@ class Code:
         return self.indptr.shape[0] - 1, self.n
 
     @property
+    def padded(self) -> bool:
+        """Whether some triples may be there for the length of their row alone."""
+        return self.live is not None
+
+    @property
     def l0(self) -> Tensor:
-        """int64 `[rows]`: how many triples each row has."""
+        """int64 `[rows]`: how many triples each row has, those that pad it among them."""
         return self.indptr.diff().long()
 
     @property
@@ -77,7 +87,12 @@ class Code:
         return Code(torch.cat(ends), indices, values, codes[0].n)
 
     def with_values(self, values: Tensor) -> Code:
-        """The same active set with other values `[nnz]`; shares the transposed structure."""
+        """The same active set with other values `[nnz]`; shares the transposed structure.
+
+        What pads a row keeps the value 0, and has no gradient.
+        """
+        if self.live is not None:
+            values = torch.where(self.live, values, 0.0)
         return replace(self, values=values)
 
     def keep(self, mask: Tensor) -> Code:
@@ -87,6 +102,11 @@ class Code:
         indptr, places = kernels.places(self, mask)
         indices, values = (t.index_select(0, places) for t in (self.indices, self.values))
         return Code(indptr, indices, values, self.n)
+
+    def only(self, mask: Tensor) -> Code:
+        """As `keep`, of a padded code, which stays as long: other triples pad it."""
+        assert self.live is not None
+        return replace(self, live=self.live & mask).with_values(self.values)
 
     def parted(self, mask: Tensor) -> tuple[Code, Code]:
         """The same triples, those where `mask`, bool `[nnz]`, is true first in their row.
@@ -98,14 +118,18 @@ class Code:
         from l0plane import kernels
 
         halves = kernels.parted(self, mask)
+        live = halves.values != 0 if self.padded else None
+        halves = replace(halves, live=live)
         starts, rows, order = halves.by_latent
         by_latent = [ByLatent(starts, rows >> 1, order)]
         indptr = halves.indptr[::2].contiguous()
-        whole = Code(indptr, halves.indices, halves.values, self.n, self.padded, by_latent)
-        return whole, halves
+        joined = Code(indptr, halves.indices, halves.values, self.n, live, _by_latent=by_latent)
+        return joined, halves
 
     def to_dense(self) -> Tensor:
         """The code as a matrix `[rows, n]`."""
+        if self.whole:
+            return self.values.view(self.shape)
         places = self.rows * self.n + self.indices
         dense = self.values.new_zeros(self.shape[0] * self.n)
         return dense.scatter_add(0, places, self.values).view(self.shape)

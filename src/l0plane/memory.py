@@ -3,6 +3,9 @@
 #: Pre-activations that a step has in hand at most. At the start of a training half of them are
 #: active: a large batch of a large autoencoder would fill any memory.
 PIECE = 1 << 29
+#: Pre-activations of the largest batch whose step a GPU is told once (`recording`). Its codes above
+#: a threshold hold all of them, active or not.
+RECORDED = 1 << 24
 #: Bytes of all arrays that have a number for each active latent of each row (docs/scaling.md).
 ACTIVE = 44
 #: Bytes of a batch and of what a step makes of it, for each number in it, with Multi-TopK, which

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import operator
 import time
+from collections import Counter
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from l0plane import kernels
+from l0plane import kernels, recording
 from l0plane.distributed import REPLICATED
 from l0plane.kernels import AdamState
 from l0plane.methods import Method, Parameters
@@ -31,8 +32,8 @@ class Taken(NamedTuple):
     """In its batch."""
     tokens_until: int
     """In all batches up to this one."""
-    numbers: dict[str, Tensor]
-    """Each `[]` and on the CPU, of a GPU once it has come to the end of the step."""
+    numbers: Tensor
+    """What `_work` gives, on the CPU; of a GPU once it has come to the end of the step."""
     seconds: float | tuple[torch.cuda.Event, torch.cuda.Event]
     """How long it took; what a GPU notes at its beginning and at its end."""
 
@@ -44,9 +45,9 @@ class Trainer:
         self, method: Method, parameters: Parameters, variance: float, settings: dict[str, Any]
     ):
         self.method = method
-        self.parameters = {k: p.detach().requires_grad_() for k, p in parameters.items()}
+        self.parameters = {key: p.detach() for key, p in parameters.items()}
         self.states = {
-            key: AdamState(torch.zeros_like(p), torch.zeros_like(p), p.detach().clone())
+            key: AdamState(torch.zeros_like(p), torch.zeros_like(p), p.clone())
             for key, p in self.parameters.items()
         }
         self.variance = variance
@@ -60,24 +61,77 @@ class Trainer:
         #: At so many tokens or later each latent was active. Unknown until a step was read:
         #: `silent_tokens` may come from a checkpoint.
         self._all_active = -math.inf
+        #: Adam's rates and the penalty's factor for a row: numbers, on a GPU there.
+        self._told = torch.zeros(4, dtype=torch.float64, device=latents.device)
+        self._rates: kernels.Rates = self._told[:3]
+        self._penalty: float | Tensor = self._told[3]
+        #: Of steps with batches of a shape, with or without dead latents: how many were taken
+        #: before there was a recording, and the recording.
+        self._before: Counter[Any] = Counter()
+        self._recordings: dict[Any, recording.Recording] = {}
 
     def step(self, x: Tensor, learning_rate: float, penalty_factor: float) -> Taken:
         """One optimiser step on a batch `x [rows, d]`; what comes of it, `read` says.
 
-        The host does not wait for a GPU to end the step, but where a selection has no fixed length.
+        The host does not wait for a GPU to end the step, but where a selection has no fixed length
+        or latents may be dead, and the step is none that the method `repeats`.
         """
-        ranks, tokens, n = self.method.ranks, len(x), len(self.silent_tokens)
+        tokens = len(x)
         began = _now(x)
-        x = ranks.rows(x)
+        self._tokens += tokens
+        self.steps += 1
+        # The average follows quickly at first, so that it does not remember the initial weights.
+        decay = min(self.settings["ema"], (1 + self.steps) / (10 + self.steps))
+        self._tell(learning_rate, decay, penalty_factor / tokens, x.device)
+        rows = self.method.ranks.rows(x)
+        repeats = self.method.repeats(x, len(self.silent_tokens))
+        numbers = (self._repeated if repeats else self._work)(rows, tokens)
+        if x.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+        ended = _now(x)
+        seconds = ended - began if isinstance(ended, float) else (began, ended)
+        return Taken(tokens, self._tokens, numbers, seconds)
+
+    def _tell(self, learning_rate: float, decay: float, penalty: float, device: Any) -> None:
+        """Note what changes from step to step: Adam's rates, the penalty's factor for each row.
+
+        On a GPU where it reads them, so that recorded steps do, too.
+        """
+        told = (*kernels.adam_rates(self.steps, learning_rate, decay), penalty)
+        if device.type == "cuda":
+            there = torch.tensor(told, dtype=torch.float64).pin_memory()
+            self._told.copy_(there, non_blocking=True)
+        else:
+            self._rates, self._penalty = told[:3], told[3]
+
+    def _repeated(self, x: Tensor, tokens: int) -> Tensor:
+        """As `_work`, of a step that the method `repeats`: after some steps from a recording."""
+        way = (tuple(x.shape), self._revives())
+        if way not in self._recordings and self._before[way] == recording.WARM_UP:
+            try:
+                self._recordings[way] = recording.Recording(lambda x: self._work(x, tokens), x)
+            except RuntimeError as error:
+                print(f"steps are not recorded: {str(error).splitlines()[0]}", flush=True)
+        self._before[way] += 1
+        if way in self._recordings:
+            return self._recordings[way](x)
+        return self._work(x, tokens)
+
+    def _work(self, x: Tensor, tokens: int) -> Tensor:
+        """The step itself on this rank's rows of a batch of `tokens`.
+
+        Returns:
+            float64 `[6]`: the loss, the norm of its gradient, the squared error, how many triples
+            are active, how many latents are dead, and the tokens of the longest silence.
+        """
+        ranks, n = self.method.ranks, len(self.silent_tokens)
         pieces = [x] if self.method.auxk else x.tensor_split(self.method.pieces(tokens, n))
-        scale = 1 / (tokens * self.variance)
         gradients: Parameters = {}
         self.silent_tokens += tokens
-        self._tokens += tokens
-        parts = [self._piece(rows, scale, penalty_factor / tokens, gradients) for rows in pieces]
+        parts = [self._piece(rows, 1 / (tokens * self.variance), gradients) for rows in pieces]
         ranks.sum_gradients(gradients)
         norm = self._norm(gradients)
-        self._update(gradients, norm, learning_rate)
+        self._update(gradients, norm)
         objective, penalty, squared, active = (
             reduce(operator.add, each) for each in zip(*parts, strict=True)
         )
@@ -85,21 +139,8 @@ class Trainer:
         if self.penalised:
             loss = loss + ranks.over_all(penalty)
         longest, dead = self._silence()
-        numbers = {
-            "loss": loss,
-            "gradient_norm": norm,
-            "squared_error": ranks.over_rows(squared),
-            "active": ranks.over_all(active),
-            "dead": ranks.over_latents(dead),
-            "longest_silence": longest,
-        }
-        if x.is_cuda:
-            there = torch.stack([number.double() for number in numbers.values()])
-            here = there.to("cpu", non_blocking=True)
-            numbers = dict(zip(numbers, here.unbind(), strict=True))
-        ended = _now(x)
-        seconds = ended - began if isinstance(ended, float) else (began, ended)
-        return Taken(tokens, self._tokens, numbers, seconds)
+        sums = (ranks.over_rows(squared), ranks.over_all(active), ranks.over_latents(dead))
+        return torch.stack([number.double() for number in (loss, norm, *sums, longest)])
 
     def read(self, taken: Taken) -> dict[str, float] | None:
         """Facts of a step for the log, and the seconds that it took; waits for a GPU to end it.
@@ -112,22 +153,21 @@ class Trainer:
             began, ended = taken.seconds
             ended.synchronize()
             seconds = began.elapsed_time(ended) / 1e3
-        numbers = {name: number.item() for name, number in taken.numbers.items()}
-        loss, norm = numbers["loss"], numbers["gradient_norm"]
+        loss, norm, squared, active, dead, silence = taken.numbers.tolist()
         if not (abs(loss) < EXPLODED and norm < EXPLODED):
             return None
-        self._all_active = max(self._all_active, taken.tokens_until - numbers["longest_silence"])
+        self._all_active = max(self._all_active, taken.tokens_until - silence)
         return {
             "loss": loss,
             "gradient_norm": norm,
-            "nmse": numbers["squared_error"] / (taken.tokens * self.variance),
-            "l0": numbers["active"] / taken.tokens,
-            "dead_fraction": numbers["dead"] / self._n,
+            "nmse": squared / (taken.tokens * self.variance),
+            "l0": active / taken.tokens,
+            "dead_fraction": dead / self._n,
             "seconds": seconds,
         }
 
     def _piece(
-        self, rows: Tensor, scale: float, penalty_scale: float, gradients: Parameters
+        self, rows: Tensor, scale: float, gradients: Parameters
     ) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
         """Add to `gradients` those of the loss on some rows; nothing else of them is kept.
 
@@ -135,31 +175,38 @@ class Trainer:
             The objective (with AuxK) and the penalty, both scaled; the squared error; how many
             triples are active.
         """
-        loss = self.method.loss(self.parameters, rows)
+        # Leaves of this step: those of another belong to the stream that it ran on.
+        leaves = {key: p.detach().requires_grad_() for key, p in self.parameters.items()}
+        loss = self.method.loss(leaves, rows)
         total = scale * loss.objective
         squared = _squared_norm(loss.error)
         active = kernels.reset_active(self.silent_tokens, loss.code)
         revived: Parameters = {}
         dead = self.silent_tokens[:0]
-        if self.method.auxk:
-            dead = self._dead_latents()
+        if self._revives():
+            if self.method.repeats(rows, len(self.silent_tokens)):
+                total = total + self._auxk_among_all(rows, loss.error, squared, leaves)
+            else:
+                dead = self._dead_latents()
             if self.method.ranks.over_latents(len(dead)):
                 # Leaves of their own: gradients of a few rows, not two more of all of them.
                 for key in ("encoder", "decoder"):
-                    revived[key] = self.parameters[key].detach()[dead].requires_grad_()
-                missed = self._auxk(rows, loss.error, squared, **revived)
-                total = total + self.settings["aux_weight"] * missed
+                    revived[key] = self.parameters[key][dead].requires_grad_()
+                total = total + self._auxk(rows, loss.error, squared, **revived)
         objective = total.detach()
         penalty: Tensor | float = 0.0
         if loss.penalty is not None:
             self.penalised = True
-            weighted = penalty_scale * loss.penalty
+            factor = self._penalty
+            if isinstance(factor, Tensor):
+                factor = factor.to(loss.penalty.dtype)
+            weighted = factor * loss.penalty
             total = total + weighted
             penalty = weighted.detach()
-        found = torch.autograd.grad(total, [*self.parameters.values(), *revived.values()])
-        for key, gradient in zip(self.parameters, found, strict=False):
+        found = torch.autograd.grad(total, [*leaves.values(), *revived.values()])
+        for key, gradient in zip(leaves, found, strict=False):
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
-        for key, gradient in zip(revived, found[len(self.parameters) :], strict=True):
+        for key, gradient in zip(revived, found[len(leaves) :], strict=True):
             gradients[key].index_add_(0, dead, gradient)
         return objective, penalty, squared, active
 
@@ -170,23 +217,11 @@ class Trainer:
         own = torch.stack([*squares.values()]).sum(dtype=torch.float64)
         return (self.method.ranks.over_latents(own) + replicated).sqrt()
 
-    def _update(self, gradients: Parameters, norm: Tensor, learning_rate: float) -> None:
-        self.steps += 1
-        gradient_scale = (self.settings["clip_norm"] / norm).clamp(max=1.0)
-        # The average follows quickly at first, so that it does not remember the initial weights.
-        decay = min(self.settings["ema"], (1 + self.steps) / (10 + self.steps))
+    def _update(self, gradients: Parameters, norm: Tensor) -> None:
+        scale = (self.settings["clip_norm"] / norm).clamp(max=1.0)
         for key, parameter in self.parameters.items():
-            state = self.states[key]
-            state.step = self.steps
-            kernels.adam(
-                parameter.detach(),
-                gradients[key],
-                state,
-                learning_rate,
-                gradient_scale,
-                decay,
-                unit_rows=key == "decoder",
-            )
+            gradient, state = gradients[key], self.states[key]
+            kernels.adam(parameter, gradient, state, self._rates, scale, key == "decoder")
 
     def _silence(self) -> tuple[Tensor, Tensor]:
         """How long the latent has been silent that was so the longest; how many are dead."""
@@ -195,29 +230,48 @@ class Trainer:
         dead = self.silent_tokens >= self.settings["dead_after_tokens"]
         return self.silent_tokens.max(), dead.sum()
 
+    def _revives(self) -> bool:
+        """Whether the step has AuxK; not where it is known, and a GPU not asked, that none is dead.
+
+        That is so in most steps.
+        """
+        silent_at_most = self._tokens - self._all_active
+        alone = self.method.ranks.size == 1
+        none_dead = alone and silent_at_most < self.settings["dead_after_tokens"]
+        return self.method.auxk and not none_dead
+
     def _dead_latents(self) -> Tensor:
         """int64 indices of the latents that have been silent for `dead_after_tokens`."""
         ranks = self.method.ranks
-        # Most steps of a training know beforehand that there are none, and need not ask a GPU.
-        silent_at_most = self._tokens - self._all_active
-        if ranks.size == 1 and silent_at_most < self.settings["dead_after_tokens"]:
-            return self.silent_tokens[:0]
         ranks.shortest(self.silent_tokens)
         return (self.silent_tokens >= self.settings["dead_after_tokens"]).nonzero()[:, 0]
 
     def _auxk(
         self, x: Tensor, error: Tensor, squared: Tensor, encoder: Tensor, decoder: Tensor
     ) -> Tensor:
-        """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents (Appendix A.2).
+        """`||e - e^||^2 / ||e||^2` with e^ from the top `aux_k` dead latents, times its weight.
 
-        `squared` is this rank's part of the denominator, which is of the whole batch; encoder and
-        decoder are of dead latents.
+        Appendix A.2. `squared` is this rank's part of the denominator, which is of the whole batch;
+        encoder and decoder are of dead latents.
         """
-        ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"].detach()
+        ranks, pre_bias = self.method.ranks, self.parameters["pre_bias"]
         whole = ranks.over_rows(squared).to(squared.dtype)
         code = ranks.encode_top_k(x, pre_bias, encoder, self.settings["aux_k"], padded=True)
         missed, _ = ranks.squared_error(error, code, decoder)
-        return (missed / whole).nan_to_num()
+        return self.settings["aux_weight"] * (missed / whole).nan_to_num()
+
+    def _auxk_among_all(
+        self, x: Tensor, error: Tensor, squared: Tensor, leaves: Parameters
+    ) -> Tensor:
+        """The same, the latents that are not dead being shut out: the host need not know which."""
+        alive = self.silent_tokens < self.settings["dead_after_tokens"]
+        shut = torch.where(alive, -math.inf, 0.0)
+        pre_bias, encoder, decoder = (leaves[k] for k in ("pre_bias", "encoder", "decoder"))
+        aux_k = self.settings["aux_k"]
+        code = kernels.encode_top_k(x, pre_bias.detach(), encoder, aux_k, shut, padded=True)
+        missed, _ = kernels.squared_error(error, code, decoder)
+        share = (missed / squared).nan_to_num()
+        return self.settings["aux_weight"] * torch.where(alive.all(), 0.0, share)
 
 
 def _squared_norm(x: Tensor) -> Tensor:

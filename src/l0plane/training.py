@@ -239,12 +239,11 @@ class Training:
         tensors, facts = state
         trainer, ranks = self._trainer, self._method.ranks
         for key, own in trainer.states.items():
-            parts = {"parameter": trainer.parameters[key].detach(), **vars(own)}
+            parts = {"parameter": trainer.parameters[key], **vars(own)}
             for name in ("parameter", "mean", "square", "ema"):
                 saved = tensors[f"{key}.{name}"]
                 parts[name].copy_(saved if key == REPLICATED else ranks.latents(saved))
-        device = next(iter(trainer.parameters.values())).device
-        trainer.silent_tokens = ranks.latents(tensors["silent_tokens"]).to(device)
+        trainer.silent_tokens.copy_(ranks.latents(tensors["silent_tokens"]))
         trainer.steps, trainer.penalised = facts["steps"], facts["penalised"]
         self._factor = facts["factor"]
         self._method.memory = facts["memory"]

@@ -18,16 +18,20 @@ from torch import Tensor
 
 from l0plane.code import ByLatent, Code
 from l0plane.kernels import reference
-from l0plane.kernels.reference import AdamState
+from l0plane.kernels.reference import AdamState, Rates, adam_rates
+from l0plane.memory import RECORDED
 
 __all__ = [
     "AdamState",
+    "Rates",
     "adam",
+    "adam_rates",
     "decode",
     "encode_above",
     "encode_top_k",
     "encoded",
     "gather",
+    "pads_whole",
     "parted",
     "places",
     "reset_active",
@@ -78,12 +82,21 @@ def top_k_mask(code: Code, k: int) -> Tensor:
 # --- the encoder, at the places that a selection keeps
 
 
+def pads_whole(x: Tensor, n: int) -> bool:
+    """Whether a padded code above a threshold has all `n` latents: on a GPU, of a small batch.
+
+    They are then less work than to find out which of them are active.
+    """
+    return hasattr(_backend(x), "whole_above") and len(x) * n <= RECORDED
+
+
 def encode_above(
     x: Tensor,
     pre_bias: Tensor,
     encoder: Tensor,
     bias: Tensor | None = None,
     threshold: Tensor | float = 0.0,
+    padded: bool = False,
 ) -> Code:
     """The pre-activations `encoder (x - pre_bias) + bias` that exceed `threshold`.
 
@@ -93,13 +106,19 @@ def encode_above(
         encoder: `[n, d]`.
         bias: `[n]`, or none.
         threshold: a number, or one per latent `[n]`; no gradient flows to it.
+        padded: whether the code may be padded, so that the host need not wait for a GPU to know
+            how many there are: where `pads_whole` says so, it has all latents in each row. The
+            threshold is then at least 0.
 
     Returns:
         Their code; the values are differentiable in `pre_bias`, `encoder` and `bias`.
     """
     with torch.no_grad():
-        centred = _backend(x).centred(x, pre_bias)
-        code = _backend(x).select_above(centred, encoder, bias, threshold)
+        backend = _backend(x)
+        whole = padded and pads_whole(x, len(encoder))
+        centred = backend.centred(x, pre_bias)
+        select = backend.whole_above if whole else backend.select_above
+        code = select(centred, encoder, bias, threshold)
     return _encoded(code, centred, pre_bias, encoder, bias)
 
 
@@ -171,8 +190,6 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_values):
         centred, encoder = ctx.saved_tensors
         backend = _backend(grad_values)
-        if ctx.code.padded:
-            grad_values = grad_values.masked_fill(ctx.code.values == 0, 0.0)
         grad = ctx.code.with_values(grad_values.contiguous())
         grad_encoder = backend.transposed_product(grad, centred)
         sums = backend.latent_sums(grad)
@@ -283,12 +300,9 @@ def adam(
     parameter: Tensor,
     gradient: Tensor,
     state: AdamState,
-    learning_rate: float,
+    rates: Rates,
     gradient_scale: Tensor,
-    ema_decay: float,
     unit_rows: bool,
 ) -> None:
     """One Adam step in place; see `reference.adam`."""
-    _backend(parameter).adam(
-        parameter, gradient, state, learning_rate, gradient_scale, ema_decay, unit_rows
-    )
+    _backend(parameter).adam(parameter, gradient, state, rates, gradient_scale, unit_rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 from l0plane.code import ByLatent, Code
 from l0plane.kernels import reference
 from l0plane.kernels.arrays import FAST, array, dots, sampled, tiles
-from l0plane.kernels.reference import BETAS, EPS, AdamState
+from l0plane.kernels.reference import BETAS, EPS, AdamState, Rates
 from l0plane.kernels.reference import centred as centred
 from l0plane.kernels.selection import (
     select_above as select_above,
@@ -377,12 +377,13 @@ def adam(
     parameter: Tensor,
     gradient: Tensor,
     state: AdamState,
-    learning_rate: float,
+    rates: Rates,
     gradient_scale: Tensor,
-    ema_decay: float,
     unit_rows: bool,
 ) -> None:
     """As `reference.adam`, in one pass over memory."""
+
+    rate, root, ema_decay = rates
 
     def rows(tensor: Tensor) -> np.ndarray:
         return array(tensor) if tensor.ndim == 2 else array(tensor)[None]
@@ -393,10 +394,10 @@ def adam(
         rows(state.mean),
         rows(state.square),
         rows(state.ema),
-        learning_rate / (1 - BETAS[0] ** state.step),
-        1 / np.sqrt(1 - BETAS[1] ** state.step),
+        float(rate),
+        float(root),
         gradient_scale.item(),
-        ema_decay,
+        float(ema_decay),
         unit_rows,
     )
 

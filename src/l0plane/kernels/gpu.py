@@ -4,12 +4,13 @@ Selections are in `gpu_selection`, products in `gpu_products`.
 
 The encoder product is cuBLAS's, over tiles of rows; the largest of each group of pre-activations
 then say in which groups a row's `k` largest are, so that they are read once. All other work is on
-the active triples, by row or by latent, each sum in one program and in a fixed order: no atomics
-whose order could matter, so that the same step gives the same bits.
+the active triples, by row or by latent, each sum in one program and in a fixed order, or dense,
+where many latents are active or the batch is small: no atomics whose order could matter, so that
+the same step gives the same bits.
 
 The host waits for the device in one place, a selection of all that is above a threshold: it reads
 how many triples there are, since the arrays that hold them have that length. A selection of the `k`
-largest is padded to `k` in each row.
+largest is padded to `k` in each row, and in a small batch one above a threshold to all latents.
 
 Products are float32 (TF32 off) unless the caller asks PyTorch for less. With
 `torch.set_float32_matmul_precision("medium")` activations, their gradients and weights are rounded
@@ -22,6 +23,7 @@ what float32 sums would select, but for the order in which they are taken.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -36,7 +38,8 @@ from l0plane.kernels.gpu_products import transposed_product as transposed_produc
 from l0plane.kernels.gpu_selection import select_above as select_above
 from l0plane.kernels.gpu_selection import select_top_k as select_top_k
 from l0plane.kernels.gpu_selection import top_k_mask as top_k_mask
-from l0plane.kernels.reference import BETAS, EPS, AdamState
+from l0plane.kernels.gpu_selection import whole_above as whole_above
+from l0plane.kernels.reference import BETAS, EPS, AdamState, Rates
 from l0plane.kernels.reference import parted as parted
 from l0plane.kernels.reference import places as places
 from l0plane.kernels.reference import reset_active as reset_active
@@ -48,19 +51,18 @@ def adam(
     parameter: Tensor,
     gradient: Tensor,
     state: AdamState,
-    learning_rate: float,
+    rates: Rates,
     gradient_scale: Tensor,
-    ema_decay: float,
     unit_rows: bool,
 ) -> None:
     """As `reference.adam`, in one pass over memory."""
+    if not isinstance(rates, Tensor):
+        rates = torch.tensor(rates, dtype=torch.float64, device=parameter.device)
     width = parameter.shape[-1] if unit_rows else 1024
     block = triton.next_power_of_2(width)
     _adam[(triton.cdiv(parameter.numel(), width),)](
         *(parameter, gradient.contiguous(), state.mean, state.square, state.ema),
-        learning_rate / (1 - BETAS[0] ** state.step),
-        (1 - BETAS[1] ** state.step) ** -0.5,
-        *(gradient_scale, ema_decay, parameter.numel(), width),
+        *(rates, gradient_scale, parameter.numel(), width),
         *(*BETAS, EPS, unit_rows, block),
         num_warps=min(WARPS, max(1, block // 256)),
     )
@@ -73,10 +75,8 @@ def _adam(
     mean,
     square,
     ema,
-    rate,
-    root,
+    rates,
     scale,
-    ema_decay,
     size,
     width,
     BETA1: tl.constexpr,
@@ -93,6 +93,9 @@ def _adam(
     if UNIT_ROWS:
         g -= tl.sum(g * w) * w
     g *= tl.load(scale).to(tl.float32)
+    rate = tl.load(rates).to(tl.float32)
+    root = tl.load(rates + 1).to(tl.float32)
+    ema_decay = tl.load(rates + 2).to(tl.float32)
     m = BETA1 * tl.load(mean + place, mask=inside, other=0.0) + (1 - BETA1) * g
     v = BETA2 * tl.load(square + place, mask=inside, other=0.0) + (1 - BETA2) * g * g
     w -= rate * m / (tl.sqrt(v) * root + EPS)

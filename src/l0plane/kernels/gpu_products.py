@@ -52,8 +52,12 @@ def _centred(x, bias, out, d, COLUMNS: tl.constexpr):
 
 
 def transpose(code: Code) -> ByLatent:
-    """As `reference.transpose`; the host need not wait."""
-    latents, order = torch.sort(code.indices, stable=True)
+    """As `reference.transpose`; the host need not wait.
+
+    What pads a code comes last, and is no latent's: it may be more than all the rest.
+    """
+    indices = code.indices if code.live is None else torch.where(code.live, code.indices, code.n)
+    latents, order = torch.sort(indices, stable=True)
     starts = torch.arange(code.n + 1, dtype=torch.int32, device=latents.device)
     indptr = torch.searchsorted(latents, starts, out_int32=True)
     return ByLatent(indptr, code.rows[order].int(), order.int())
@@ -83,6 +87,8 @@ def transposed_product(code: Code, matrix: Tensor) -> Tensor:
 
 def latent_sums(code: Code) -> Tensor:
     """As `reference.latent_sums`."""
+    if code.whole:
+        return reference.latent_sums(code)
     return _summed_by_latent(code, code.values.new_ones(code.shape[0], 1))[:, 0]
 
 

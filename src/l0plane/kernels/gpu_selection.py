@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l0plane.code import Code
 from l0plane.files import UserError
+from l0plane.kernels import reference
 from l0plane.kernels.gpu_products import GATHERED, operand, sampled
 
 #: Bytes of a tile of pre-activations (1 GiB): enough rows for an efficient product.
@@ -69,6 +70,15 @@ def select_above(
     return Code(indptr, torch.cat(indices), torch.cat(values), n)
 
 
+def whole_above(x: Tensor, encoder: Tensor, bias: Tensor | None, threshold: Tensor | float) -> Code:
+    """The same of a threshold of at least 0, each row padded to all latents.
+
+    How many there are is known, so the host need not wait.
+    """
+    a = _product(x, encoder)
+    return reference.whole_code(a if bias is None else a.add_(bias), threshold)
+
+
 def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
     """As `reference.select_top_k`, but padded to `k` triples in each row.
 
@@ -92,7 +102,7 @@ def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Cod
     tiles = [_top_k_of(tile, encoder, bias, k, size, rounded) for tile in x.split(rows)]
     indices, values = (torch.cat(pieces).flatten() for pieces in zip(*tiles, strict=True))
     indptr = k * torch.arange(len(x) + 1, dtype=torch.int32, device=x.device)
-    return Code(indptr, indices, values, n, padded=True)
+    return Code(indptr, indices, values, n, live=values != 0)
 
 
 def _check(triples: int, x: Tensor, n: int) -> None:

@@ -6,6 +6,7 @@ compiler. Simple rather than fast: products go through the dense code.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,26 @@ class AdamState:
     mean: Tensor
     square: Tensor
     ema: Tensor
-    step: int = 0
+
+
+#: Three numbers, or a tensor of them: a GPU reads them there, and need not be told.
+Rates = Sequence[float] | Tensor
+
+
+def adam_rates(step: int, learning_rate: float, ema_decay: float) -> tuple[float, float, float]:
+    """What `adam` takes: how they change from step to step.
+
+    Args:
+        step: how many there were, this one included.
+        learning_rate: of this step.
+        ema_decay: `ema = decay ema + (1 - decay) parameter`.
+
+    Returns:
+        The learning rate over Adam's correction of the mean; one over the root of that of the
+        square; the decay.
+    """
+    mean, square = (1 - beta**step for beta in BETAS)
+    return learning_rate / mean, 1 / math.sqrt(square), ema_decay
 
 
 def centred(x: Tensor, pre_bias: Tensor) -> Tensor:
@@ -51,6 +71,19 @@ def select_above(
     """The pre-activations greater than `threshold` (a number, or one per latent `[n]`)."""
     a = preactivations(x, encoder, bias)
     return _code_where(a, a > threshold)
+
+
+def whole_code(a: Tensor, threshold: Tensor | float) -> Code:
+    """Of pre-activations `a [rows, n]` those above a threshold of at least 0.
+
+    Each row is padded to all latents.
+    """
+    rows, n = a.shape
+    indptr = n * torch.arange(rows + 1, dtype=torch.int32, device=a.device)
+    indices = torch.arange(n, dtype=torch.int32, device=a.device).repeat(rows)
+    live = a > threshold
+    values = torch.where(live, a, 0.0)
+    return Code(indptr, indices, values.flatten(), n, live.flatten(), whole=True)
 
 
 def select_top_k(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int) -> Code:
@@ -136,6 +169,8 @@ def transposed_product(code: Code, matrix: Tensor) -> Tensor:
 
 def sampled_product(code: Code, left: Tensor, right: Tensor) -> Tensor:
     """`left [rows, d] right^T [d, n]` at the active places only: `[nnz]`."""
+    if code.whole:
+        return (left @ right.T).flatten()
     return (left @ right.T)[code.rows, code.indices.long()]
 
 
@@ -174,12 +209,18 @@ def squared_error(
 
 def latent_sums(code: Code) -> Tensor:
     """Sum of each latent's values over the batch, `[n]`."""
+    if code.whole:
+        return code.to_dense().sum(0)
     sums = code.values.new_zeros(code.n)
     return sums.index_add_(0, code.indices.long(), code.values)
 
 
 def reset_active(silent: Tensor, code: Code) -> Tensor:
     """Set `silent`, int64 `[n]`, to 0 where a value is not; how many are not, int64 `[]`."""
+    if code.whole:
+        active = code.to_dense().detach() != 0
+        silent.masked_fill_(active.any(0), 0)
+        return active.sum()
     inactive = code.values.detach() == 0
     # No index of what is active, for which the host would wait: all others go to one place more.
     longer = torch.cat([silent, silent.new_zeros(1)])
@@ -192,9 +233,8 @@ def adam(
     parameter: Tensor,
     gradient: Tensor,
     state: AdamState,
-    learning_rate: float,
+    rates: Rates,
     gradient_scale: Tensor,
-    ema_decay: float,
     unit_rows: bool,
 ) -> None:
     """One Adam step in place, and the moving average of the weights after it.
@@ -202,10 +242,9 @@ def adam(
     Args:
         parameter: what is trained, `[..., d]`.
         gradient: its gradient, multiplied by `gradient_scale` (clipping) before use.
-        state: updated in place; its `step` counts this step already.
-        learning_rate: of this step.
+        state: updated in place.
+        rates: what `adam_rates` gives for this step.
         gradient_scale: see `gradient`; a number `[]` on the device, which the host need not know.
-        ema_decay: `ema = decay ema + (1 - decay) parameter`.
         unit_rows: remove the part of the gradient that is parallel to each row before the step,
             and scale each row to unit norm after it (the decoder; Appendix A.3).
     """
@@ -215,8 +254,9 @@ def adam(
     g = g * gradient_scale
     state.mean.lerp_(g, 1 - BETAS[0])
     state.square.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-    root = (state.square / (1 - BETAS[1] ** state.step)).sqrt()
-    parameter -= learning_rate / (1 - BETAS[0] ** state.step) * state.mean / (root + EPS)
+    rates = torch.as_tensor(rates, dtype=torch.float64)
+    rate, root, renewed = torch.cat([rates[:2], 1 - rates[2:]]).to(parameter)
+    parameter -= rate * state.mean / (state.square.sqrt() * root + EPS)
     if unit_rows:
         parameter /= parameter.norm(dim=-1, keepdim=True)
-    state.ema.lerp_(parameter, 1 - ema_decay)
+    state.ema.lerp_(parameter, renewed)

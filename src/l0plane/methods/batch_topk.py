@@ -24,17 +24,22 @@ class BatchTopKMethod(Method):
     """TopK over the batch, with `k` the mean L0 asked for."""
 
     auxk = True
+    recorded = True
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k B` largest."""
-        code = self._select(parameters, x)
+        code = self._select(parameters, x, padded=True)
         decoder, pre_bias = parameters["decoder"], parameters["pre_bias"]
         return Loss(*self.ranks.squared_error(x, code, decoder, pre_bias), code)
 
-    def _select(self, p: Parameters, x: Tensor) -> Code:
+    def _select(self, p: Parameters, x: Tensor, padded: bool = False) -> Code:
         inputs = (x, p["pre_bias"], p["encoder"])
         with torch.no_grad():
-            code = self._largest(self.ranks.over_rows(len(x)), inputs)
+            if padded and self.ranks.size == 1 and kernels.pads_whole(x, len(p["encoder"])):
+                code = kernels.encode_above(*inputs, padded=True)
+                code = code.only(_largest_mask(code.values, round(self.l0 * len(x))))
+            else:
+                code = self._largest(self.ranks.over_rows(len(x)), inputs)
         return kernels.encoded(code, *inputs)
 
     def _largest(self, batch: float, inputs: tuple[Tensor, Tensor, Tensor]) -> Code:

@@ -19,6 +19,8 @@ from l0plane.methods.base import Loss, Method, Parameters
 class GatedMethod(Method):
     """Gated with the L1 penalty on the gate's positive part."""
 
+    recorded = True
+
     def extra_parameters(self, n: int) -> Parameters:
         """Both biases and the logarithm of the magnitude's scale, zero at the start."""
         return {name: torch.zeros(n) for name in ("gate_bias", "magnitude_bias", "log_scale")}
@@ -26,7 +28,8 @@ class GatedMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """The reconstruction's and the frozen auxiliary squared error; L1 of the gate."""
         p = parameters
-        gate = kernels.encode_above(x, p["pre_bias"], p["encoder"], bias=p["gate_bias"])
+        inputs, bias = (x, p["pre_bias"], p["encoder"]), p["gate_bias"]
+        gate = kernels.encode_above(*inputs, bias=bias, padded=True)
         a = gate.values - kernels.gather(p["gate_bias"], gate)
         magnitude = kernels.gather(p["log_scale"].exp(), gate) * a
         values = torch.relu(magnitude + kernels.gather(p["magnitude_bias"], gate))

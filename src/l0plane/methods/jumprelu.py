@@ -49,6 +49,7 @@ class JumpReLUMethod(Method):
     `threshold` is for an encoder with unit rows, and is scaled with it.
     """
 
+    recorded = True
     l0_delay = 0.04  # a threshold moves by a learning rate's share per step, no faster
 
     def initialise(self, sample: Tensor, n: int, generator: torch.Generator) -> Parameters:
@@ -85,9 +86,8 @@ class JumpReLUMethod(Method):
         threshold = p["log_threshold"].exp()
         # The pseudo-derivatives need the values just below their threshold as well.
         reach = (threshold.detach() - bandwidth / 2).clamp(min=0.0)
-        near = kernels.encode_above(
-            x, p["pre_bias"], p["encoder"], bias=p["encoder_bias"], threshold=reach
-        )
+        inputs, bias = (x, p["pre_bias"], p["encoder"]), p["encoder_bias"]
+        near = kernels.encode_above(*inputs, bias=bias, threshold=reach, padded=True)
         values, count = _Jump.apply(near.values, kernels.gather(threshold, near), bandwidth)
         code = near.with_values(values)
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])

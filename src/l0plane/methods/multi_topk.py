@@ -16,6 +16,8 @@ WIDER_WEIGHT = 1 / 8
 class MultiTopKMethod(TopKMethod):
     """TopK trained at `k` and, with a smaller weight, at `4k`."""
 
+    recorded = True
+
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """The two squared errors; judged by the reconstruction at `k`."""
         k, pre_bias = int(self.l0), parameters["pre_bias"]

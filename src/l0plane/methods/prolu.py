@@ -43,6 +43,7 @@ class _StraightThrough(torch.autograd.Function):
 
 class _ProLU(Method):
     gradient: type[torch.autograd.Function]
+    recorded = True
 
     def extra_parameters(self, n: int) -> Parameters:
         """`b_enc`, zero at the start."""
@@ -51,7 +52,8 @@ class _ProLU(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error, and the L1 norm as the penalty."""
         p, bias = parameters, parameters["encoder_bias"]
-        selected = kernels.encode_above(x, p["pre_bias"], p["encoder"], threshold=_threshold(bias))
+        inputs, threshold = (x, p["pre_bias"], p["encoder"]), _threshold(bias)
+        selected = kernels.encode_above(*inputs, threshold=threshold, padded=True)
         values = self.gradient.apply(selected.values, kernels.gather(bias, selected))
         code = selected.with_values(values)
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])

@@ -16,6 +16,8 @@ from l0plane.methods.base import Loss, Method, Parameters
 class ReLUMethod(Method):
     """ReLU with an L1 penalty."""
 
+    recorded = True
+
     def extra_parameters(self, n: int) -> Parameters:
         """`b_enc`, zero at the start."""
         return {"encoder_bias": torch.zeros(n)}
@@ -23,7 +25,8 @@ class ReLUMethod(Method):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error, and the L1 norm as the penalty."""
         p = parameters
-        code = kernels.encode_above(x, p["pre_bias"], p["encoder"], bias=p["encoder_bias"])
+        inputs, bias = (x, p["pre_bias"], p["encoder"]), p["encoder_bias"]
+        code = kernels.encode_above(*inputs, bias=bias, padded=True)
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
         return Loss(objective, error, code, code.values.sum())
 

@@ -16,6 +16,7 @@ class TopKMethod(Method):
     """TopK with `k` the L0 asked for."""
 
     auxk = True
+    recorded = True
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k` largest."""
