@@ -194,6 +194,17 @@ def test_a_code_is_padded_only_where_that_is_asked_for(monkeypatch):
         assert code.to_dense().sum(1).tolist() == [0.0, 12.0]
 
 
+def test_what_pads_a_code_is_summed_for_no_latent(monkeypatch):
+    """It may be most of what there is: AuxK's k stays as it is when few latents are dead."""
+    monkeypatch.setattr(kernels, "_backend", lambda tensor: gpu)
+    encoder = torch.ones(50, 4, device=DEVICE)
+    x = torch.stack([-encoder[0], encoder[0]])
+    code = kernels.encode_top_k(x, 0 * encoder[0], encoder, 3, padded=True)
+    assert code.by_latent.indptr[[0, -1]].tolist() == [0, 3]
+    for half in code.parted(code.values > 0):
+        assert half.by_latent.indptr[[0, -1]].tolist() == [0, 3]
+
+
 def test_a_step_with_fewer_dead_latents_than_auxk_takes_is_that_of_the_reference(monkeypatch):
     x = draw(6, 12)
     method = METHODS["topk"](1, {})
