@@ -31,9 +31,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 THREADS = 2
-#: As the workflow sets it (`workflow/rules/common.smk`): threads do not spin, freed memory is kept.
+#: As the workflow sets it (`workflow/rules/common.smk`): threads spin a little, memory is kept.
 WORKFLOW = {
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": "30000",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
