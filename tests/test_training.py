@@ -284,6 +284,22 @@ def test_a_step_that_repeats_is_that_of_one_that_asks_which_latents_are_dead(nam
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_that_cannot_be_recorded_is_launched_instead_and_that_is_said(monkeypatch, capsys):
+    tried = []
+
+    def fail(work, x):
+        tried.append(x)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    plain, t = trainer(), trainer()
+    expected = [step(plain, STORE.x[:32], 1e-2, 0.0)["loss"] for _ in range(8)]
+    monkeypatch.setattr(Method, "repeats", lambda method, x, n: True)
+    monkeypatch.setattr(recording, "Recording", fail)
+    assert [step(t, STORE.x[:32], 1e-2, 0.0)["loss"] for _ in range(8)] == expected
+    assert len(tried) == 1
+    assert capsys.readouterr().out == "steps are not recorded: operation not permitted\n"
+
+
 def test_what_is_known_of_dead_latents_holds_though_it_is_known_late():
     t = trainer(dead_after_tokens=10**9)
     batches = [STORE.x[:200] * scale for scale in (1, 0, 0, 1)]
