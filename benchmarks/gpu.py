@@ -9,7 +9,7 @@ dead-latent accounting; ours has the moving average of the weights as well; no l
 long enough for AuxK. The encoder product alone, into memory that is kept, is what no exact method
 can avoid. The row `language_model` is passes of a GPT-2 small with random weights up to layer 8, as
 a stream of activations makes them. Rows of the way `small` are a step of an autoencoder so small
-that to start kernels takes longer than they do: of each method in one process, and of TopK in
+that to start kernels takes longer than they do: of most methods in one process, and of TopK in
 several that share the GPU, with the tokens per second of all.
 
 Writes one row for each way and precision of the encoder product (PyTorch's names for
