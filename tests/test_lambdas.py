@@ -42,6 +42,20 @@ def test_the_search_stays_inside_its_bracket():
     assert 2e-3 < next_lambda(trials, 16) < 1e-1
 
 
+@pytest.mark.parametrize("power", [-1.0, -0.5, 1.0])
+def test_the_bracket_narrows_where_l0_falls_with_lambda_and_where_it_rises(power):
+    def l0(factor):
+        x = np.log(factor / 0.13)
+        return 8 * np.exp(-power * (x + 2 * x**3))
+
+    trials = [(0.05, l0(0.05)), (0.2, l0(0.2))]
+    while abs(trials[-1][1] / 8 - 1) > CLOSE:
+        factor = next_lambda(trials, 8)
+        assert all(0.01 < abs(factor / tried - 1) for tried, _ in trials)
+        trials.append((factor, l0(factor)))
+    assert len(trials) <= 8
+
+
 def test_an_l0_that_does_not_answer_moves_lambda_by_a_limited_factor():
     assert next_lambda([(1e-3, 0.0), (1e-4, 0.0)], 16) == pytest.approx(1e-5)
 
@@ -134,8 +148,10 @@ def test_a_killed_search_goes_on_after_the_trainings_that_ended(tmp_path, monkey
     pd.testing.assert_frame_equal(search_lambda(*arguments, progress=progress), whole)
     assert not {*done} & {*again}
     # Of another search nothing is taken.
+    again.clear()
     other = search_lambda(*arguments[:4], 4, *arguments[5:], progress=progress)
     assert other["l0"][0] == pytest.approx(4, rel=CLOSE)
+    assert None in again
     progress.remove()
     assert not (tmp_path / "search").exists()
 
@@ -203,6 +219,28 @@ def winding(monkeypatch, steered, best=0.0):
     monkeypatch.setattr(lambdas, "train", trained)
     monkeypatch.setattr(lambdas, "validate", reached)
     return tried
+
+
+@pytest.mark.parametrize("failing", [0.005, 0.04])
+def test_beyond_a_lambda_whose_training_fails_none_is_tried_but_on_the_other_side(
+    monkeypatch, failing
+):
+    monkeypatch.setitem(WINDING, 0.05, 7.0)
+    for factor in [factor for factor in WINDING if factor > 0.05]:
+        monkeypatch.setitem(WINDING, factor, 1 / factor)
+    tried = winding(monkeypatch, steered=0.02)
+    train = lambdas.train
+
+    def sometimes(*arguments, **kept):
+        trained = train(*arguments, **kept)
+        if tried[-1] == pytest.approx(failing):
+            raise Failed("all latents are dead")
+        return trained
+
+    monkeypatch.setattr(lambdas, "train", sometimes)
+    found = search_lambda("relu", STORE, Validation(), N, 16, SETTINGS, HYPERPARAMETERS)
+    assert tried[1:] == pytest.approx([0.02, 0.01, 0.005, 0.04])
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

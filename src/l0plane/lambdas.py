@@ -31,14 +31,14 @@ from l0plane.tuning import L0_TOLERANCE, validate
 CLOSE = 0.03
 #: A steered training whose L0 is off by more than this factor says nothing about lambda.
 LOST = 1.25
-#: How much L0 answers lambda, -d log L0 / d log lambda, is about one; estimates beyond are noise,
-#: but for one below the negative of the first, where L0 rises with lambda.
-ANSWER = (0.3, 3.0)
+#: How much L0 answers lambda, -d log L0 / d log lambda, is about 1: estimates from two trainings
+#: that lie outside of these are taken for noise. Below the negative of the least one, L0 rises.
+LEAST_ANSWER, MOST_ANSWER = 0.3, 3.0
 #: Most that the search changes lambda by at once.
 FARTHEST = 10.0
-#: Once a lambda gives the L0, others a factor of `PROBE` apart are tried beyond the least and the
-#: greatest tried until one gives `MORE` times as many latents and one so many times `FEWER`, or is
-#: `FARTHEST_PROBE` times smaller or larger than those that give the L0.
+#: Once a lambda gives the L0, the search goes down from the least tried by factors of `PROBE`
+#: until L0 is `MORE` times the one asked for, and up from the greatest until it is so many times
+#: `FEWER`; never farther than a factor of `FARTHEST_PROBE` from the lambdas that give it.
 PROBE, MORE, FEWER, FARTHEST_PROBE = 2.0, 3.0, 2.0, 32.0
 #: Between lambdas closer than this (a factor) L0 jumps.
 CLIFF = 1.1
@@ -69,7 +69,7 @@ class Progress:
 
     def begin(self, subject: dict[str, Any]) -> None:
         """Read what an earlier try found, if it was a search of the same subject."""
-        self.subject = subject_hash(subject)
+        self.subject, self.found = subject_hash(subject), {}
         try:
             saved = read_sealed(self._file)
             if saved["subject"] == self.subject:
@@ -137,8 +137,8 @@ def search_lambda(
     Returns:
         One row per training: `lambda` and what `validate` measures. First the one that was found:
         of those whose L0 is `CLOSE` the one with the least error, or else the closest; then the
-        others as their lambdas come nearest to its. The search ends with a lambda whose training
-        failed.
+        others as their lambdas come nearest to its. Beyond a lambda whose training failed none is
+        tried; before one gives the L0, the search ends with it.
 
     Raises:
         Failed: as `train` does, if not one training went through.
@@ -169,21 +169,25 @@ def search_lambda(
             # lambda that gives the L0: larger ones can give it too, often with a larger error.
             factor = PenaltyController.START
     trials: list[dict[str, float]] = []
-    while factor is not None and len(trials) < TRIALS:
+    failed: list[float] = []
+    while factor is not None and len(trials) + len(failed) < TRIALS:
         fixed = {**hyperparameters, "lambda": factor}
         try:
             measured = once(repr(factor), fixed, lambda found, _: validate(found, validation))
-        except Failed:
+        except Failed as failure:
             if trials:
-                break
-            if start is None:
+                print(f"lambda {factor:.4g} fails: {failure}", flush=True)
+                failed.append(factor)
+            elif start is None:
                 raise
-            print(f"lambda {factor:.4g}, found for another seed, fails with this one", flush=True)
-            arguments = (method, store, validation, n, l0, settings, hyperparameters, seed)
-            return search_lambda(*arguments, progress=progress)
-        trials.append({"lambda": factor, **measured})
-        print(f"lambda {factor:.4g} gives L0 {trials[-1]['l0']:.2f} (asked: {l0:g})", flush=True)
-        factor = following(trials, l0, around=start is None)
+            else:
+                print(f"lambda {factor:.4g}, of another seed, fails with this one", flush=True)
+                arguments = (method, store, validation, n, l0, settings, hyperparameters, seed)
+                return search_lambda(*arguments, progress=progress)
+        else:
+            trials.append({"lambda": factor, **measured})
+            print(f"lambda {factor:.4g} gives L0 {measured['l0']:.2f} (asked: {l0:g})", flush=True)
+        factor = following(trials, l0, around=start is None, failed=failed)
     table = pd.DataFrame(trials, columns=TRIED)
     distance = np.abs(np.log(table["l0"].clip(lower=1e-9) / l0))
     close = table["nmse"].where(_close(table["l0"], l0))
@@ -192,17 +196,21 @@ def search_lambda(
     return table.iloc[np.argsort(away, kind="stable")].reset_index(drop=True)
 
 
-def following(trials: list[dict[str, float]], l0: float, around: bool) -> float | None:
+def following(
+    trials: list[dict[str, float]], l0: float, around: bool, failed: Sequence[float] = ()
+) -> float | None:
     """The lambda to try after some trials of a search; None where it is over.
 
     Once a lambda gives the L0, and if `around`, ones beyond the least are tried until one gives
-    many more latents, and ones beyond the greatest until one gives many fewer. Wherever two
-    neighbours of which neither gives the L0 then have it between them, one that gives it is sought
-    there, too, until L0 jumps between close lambdas.
+    many more latents, and ones beyond the greatest until one gives many fewer; not beyond one that
+    `failed`. Wherever two neighbours of which neither gives the L0 then have it between them, one
+    that gives it is sought there, too, until L0 jumps between close lambdas.
     """
     tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
     found = [factor for factor, got in tried if _close(got, l0)]
     if not found:
+        if failed:
+            return None
         if unanswered(trials, l0):
             # So small a penalty, where steering left lambda, has nothing to say yet.
             small = PenaltyController.START
@@ -211,16 +219,25 @@ def following(trials: list[dict[str, float]], l0: float, around: bool) -> float 
     if not around:
         return None
     (least, most_latents), (greatest, fewest_latents) = tried[0], tried[-1]
-    if most_latents < MORE * l0 and least > found[0] / FARTHEST_PROBE:
+    down, up = min([least, *failed]) == least, max([greatest, *failed]) == greatest
+    if down and most_latents < MORE * l0 and least > found[0] / FARTHEST_PROBE:
         return least / PROBE
-    if fewest_latents > l0 / FEWER and greatest < found[-1] * FARTHEST_PROBE:
+    if up and fewest_latents > l0 / FEWER and greatest < found[-1] * FARTHEST_PROBE:
         return greatest * PROBE
-    for low, high in reversed([*pairwise(tried)]):
-        if _close(low[1], l0) or _close(high[1], l0) or high[0] < CLIFF * low[0]:
-            continue
-        if (low[1] > l0) != (high[1] > l0):
+    for low, high in _crossings(tried, l0):
+        given = _close(low[1], l0) or _close(high[1], l0)
+        spoilt = any(low[0] < factor < high[0] for factor in failed)
+        if not (given or spoilt or high[0] < CLIFF * low[0]):
             return _secant(_point(*low, l0), _point(*high, l0))
     return None
+
+
+def _crossings(
+    trials: list[tuple[float, float]], l0: float
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Neighbours among (lambda, L0) with `l0` between them, those of the largest lambdas first."""
+    pairs = reversed([*pairwise(sorted(trials))])
+    return [(low, high) for low, high in pairs if (low[1] > l0) != (high[1] > l0)]
 
 
 def _close(got: Any, l0: float) -> Any:
@@ -237,23 +254,21 @@ def unanswered(trials: list[dict[str, float]], l0: float) -> bool:
 def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     """The lambda to try next, from the (lambda, L0) tried so far.
 
-    Between the nearest too small and the nearest too large lambda, if there are both; else beyond
-    the last of them, by the answer that the two latest trials showed: where L0 clearly rises with
-    lambda, on the other side.
+    Between neighbours that have the L0 between them, if there are such; else beyond the last, by
+    the answer that the two latest trials showed: where L0 clearly rises with lambda, on the other
+    side.
     """
+    for low, high in _crossings(trials, l0):
+        return _secant(_point(*low, l0), _point(*high, l0))
     points = [_point(factor, got, l0) for factor, got in trials]
-    above = [point for point in points if point[1] > 0]
-    below = [point for point in points if point[1] <= 0]
-    if above and below:
-        return _secant(max(above), min(below))
     answer = 1.0
     if len(points) > 1:
         (x0, y0), (x1, y1) = points[-2:]
         answer = -(y1 - y0) / (x1 - x0)
-    rises = answer < -ANSWER[0]
-    x, y = max(points) if bool(above) != rises else min(points)
-    answer = max(answer, -ANSWER[1] if rises else ANSWER[0])
-    step = y / min(answer, ANSWER[1])
+    rises, too_many = answer < -LEAST_ANSWER, points[0][1] > 0
+    x, y = max(points) if too_many != rises else min(points)
+    answer = max(answer, -MOST_ANSWER if rises else LEAST_ANSWER)
+    step = y / min(answer, MOST_ANSWER)
     return math.exp(x + min(max(step, -math.log(FARTHEST)), math.log(FARTHEST)))
 
 
