@@ -16,9 +16,9 @@ from l0plane.figures.palette import assign_styles, shade
 from l0plane.figures.progressive import draw_progressive
 from l0plane.figures.refinement import draw_refinement, gap_closed
 from l0plane.figures.scaling import draw_scaling, scaling
-from l0plane.figures.series import at_l0, fit_power_law
 from l0plane.figures.tuning import draw_tuning
 from l0plane.files import UserError
+from l0plane.series import at_l0, fit_power_law
 
 N, L0 = tidy.N, tidy.L0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from l0plane.figures.palette import assign_styles
-from l0plane.figures.series import at_l0, mean_over_seeds, require
 from l0plane.files import replacing
+from l0plane.series import at_l0, mean_over_seeds, require
 
 _PROVENANCE = ["training_tokens", "learning_rate", "corpus_sha256", "model_sha256", "version"]
 _HEADINGS = {

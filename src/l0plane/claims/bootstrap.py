@@ -2,7 +2,8 @@
 
 One draw of context weights is shared by everything that is compared, so that what two
 autoencoders find hard in common cancels in their difference. A quantity with its resamples is an
-array `[..., 1 + resamples]` whose entry 0 is the estimate itself.
+array `[..., 1 + resamples]` whose entry 0 is the estimate itself; combined over seeds it has
+`SEED_DRAWS` times as many.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2000
+# The ends of an interval then move by a few hundredths of its standard error with the random seed.
+RESAMPLES = 10_000
+# How many draws of the seeds' part go with each draw of contexts: numbers, where those are tables.
+SEED_DRAWS = 20
 LEVEL = 0.95
 
 
@@ -65,13 +69,15 @@ class Resampler:
             return (numerator[:, known] @ weights) / (denominator[:, known] @ weights)
 
     def combine(self, units: Sequence[Unit], weights: dict[Any, float] | None = None) -> np.ndarray:
-        """Weighted sum over blocks of the mean over seeds, `[1 + resamples]`.
+        """Weighted sum over blocks of the mean over seeds, `[1 + resamples * SEED_DRAWS]`.
 
         By default every block weighs the same. A handful of seeds cannot be resampled (three
         give ten distinct draws, and an interval a third too short), so their part is a
-        Student's t: variance sigma^2 sum_b w_b^2 / S_b with sigma^2 the variance between the
-        S_b seeds of a block, pooled over blocks, and its degrees of freedom. Blocks with one
-        seed borrow the spread of the others; without any repeated seed there is none to add.
+        Student's t, of variance sum_b c_b s_b^2 with s_b^2 the variance between the S_b seeds of
+        a block and c_b = w_b^2 / S_b. Levels differ in s_b by factors, so the degrees of freedom
+        are Satterthwaite's (1946): (sum_b c_b s_b^2)^2 / sum_b (c_b s_b^2)^2 / (S_b - 1). Blocks
+        with one seed borrow the pooled variance of the others, which adds to these c_b; without
+        any repeated seed there is none to add.
         """
         blocks: dict[Any, list[np.ndarray]] = {}
         for unit in units:
@@ -79,16 +85,21 @@ class Resampler:
         if weights is None:
             weights = dict.fromkeys(blocks, 1 / len(blocks))
         total = sum(weight * np.mean(blocks[block], axis=0) for block, weight in weights.items())
-        freedom = sum(len(values) - 1 for values in blocks.values())
-        if freedom:
-            squares = sum(
-                float(np.var([value[0] for value in values]) * len(values))
-                for values in blocks.values()
-            )
-            share = sum(weight**2 / len(blocks[block]) for block, weight in weights.items())
-            spread = np.sqrt(squares / freedom * share)
-            total = total + np.append(0, spread * self.random.standard_t(freedom, self.resamples))
-        return np.asarray(total)
+        total = np.append(total[0], np.repeat(total[1:], SEED_DRAWS))
+        repeated = [block for block in weights if len(blocks[block]) > 1]
+        if not repeated:
+            return total
+        seeds = np.array([len(blocks[block]) for block in repeated])
+        between = np.array([np.var([v[0] for v in blocks[b]], ddof=1) for b in repeated])
+        share = np.array([weights[block] for block in repeated]) ** 2 / seeds
+        borrowed = sum(w**2 for block, w in weights.items() if len(blocks[block]) == 1)
+        share += borrowed * (seeds - 1) / (seeds - 1).sum()
+        variance = share * between
+        if variance.any():
+            freedom = variance.sum() ** 2 / (variance**2 / (seeds - 1)).sum()
+            draws = self.random.standard_t(freedom, len(total) - 1)
+            total[1:] += np.sqrt(variance.sum()) * draws
+        return total
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -11,6 +11,7 @@ import pandas as pd
 from l0plane.claims.bootstrap import Resampler, Unit
 from l0plane.claims.tables import CURVE_KEYS, KEYS, Tables
 from l0plane.files import UserError
+from l0plane.interpolation import interpolate
 
 # name of a quantity -> (numerator, denominator) columns of a context table; None: contexts.
 Ratios = dict[str, tuple[str, str | None]]
@@ -58,17 +59,7 @@ class Curve:
 
         The segment is that of the estimate (entry 0) in every resample.
         """
-        if len(self.log_l0) == 1:
-            return self.log_error[0]
-        where = np.searchsorted(self.log_l0[:, 0], np.ravel(log_l0)[0], side="right") - 1
-        left = int(np.clip(where, 0, len(self.log_l0) - 2))
-        step = self.log_l0[left + 1] - self.log_l0[left]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(step > 1e-12, (log_l0 - self.log_l0[left]) / step, 0.0)
-        share = np.clip(share, 0, 1)
-        # A point that is not measured spoils only what lies between it and its neighbours.
-        of_left = np.where(share < 1, (1 - share) * self.log_error[left], 0.0)
-        return of_left + np.where(share > 0, share * self.log_error[left + 1], 0.0)
+        return interpolate(self.log_l0, self.log_error, log_l0)
 
 
 @dataclass(frozen=True)

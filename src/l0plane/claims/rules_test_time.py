@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from l0plane.claims.bootstrap import Unit, simultaneous
 from l0plane.claims.points import SAME_LEVEL, Curve, Evidence, Points
@@ -63,8 +64,17 @@ def _slightly_over(own: Points, k: float) -> np.ndarray | None:
 
 def _rise(own: Points, k: float, measure: str) -> np.ndarray | None:
     """Log of `measure` far over k, against the L0 of k or more at which nMSE is least."""
-    nmse, curve = _curve(own, "topk"), _curve(own, "topk", measure)
-    if nmse is None or curve is None or not nmse.low <= np.log(k) <= nmse.high:
+    curve, ends = _curve(own, "topk", measure), _ends_of_rise(own, k)
+    if curve is None or ends is None:
+        return None
+    least, far = ends
+    return curve.at(far) - curve.at(least)
+
+
+def _ends_of_rise(own: Points, k: float) -> tuple[float, float] | None:
+    """Log L0 of `k` or more at which nMSE is least, and far over k."""
+    nmse = _curve(own, "topk")
+    if nmse is None or not nmse.low <= np.log(k) <= nmse.high:
         return None
     far = min(np.log(FAR * k), nmse.high)
     if far < np.log(NEAREST_FAR * k):
@@ -73,8 +83,7 @@ def _rise(own: Points, k: float, measure: str) -> np.ndarray | None:
     candidates = np.flatnonzero(inside)
     if not len(candidates):
         return None
-    least = nmse.log_l0[candidates[np.argmin(nmse.log_error[candidates, 0])], 0]
-    return curve.at(far) - curve.at(least)
+    return float(nmse.log_l0[candidates[np.argmin(nmse.log_error[candidates, 0])], 0]), far
 
 
 def overfits_k(evidence: Evidence) -> list[Part]:
@@ -104,13 +113,16 @@ def muted_downstream(evidence: Evidence) -> list[Part]:
     """C10: far over k, delta cross-entropy rises by a smaller factor than nMSE, which rises."""
 
     def muted(own: Points, k: float) -> np.ndarray | None:
+        # Where nMSE falls all the way there is nothing to mute, and both factors are 1.
+        ends = _ends_of_rise(own, k)
+        if ends is None or ends[1] - ends[0] < SAME_LEVEL:
+            return None
         # Both on the same contexts, so that what these have in common falls out.
         downstream, nmse = _rise(own, k, "delta_ce"), _rise(own, k, "nmse_downstream")
         return None if downstream is None or nmse is None else downstream - nmse
 
     absent = "no test-time TopK curve of TopK far over k with delta cross-entropy"
-    units = _units(evidence, "topk", muted)
-    if not units:
+    if not _units(evidence, "topk", lambda own, k: _rise(own, k, "delta_ce")):
         return [not_measured("muted", absent)]
     return [
         judge_ratio(
@@ -123,11 +135,11 @@ def muted_downstream(evidence: Evidence) -> list[Part]:
         ),
         judge_ratio(
             "muted",
-            units,
+            _units(evidence, "topk", muted),
             NEGATIVE,
             "% rise factor of delta cross-entropy against that of nMSE",
             evidence.resampler,
-            absent,
+            "no level at which nMSE rises far over k",
         ),
     ]
 
@@ -166,23 +178,29 @@ def relu_progressive(evidence: Evidence) -> list[Part]:
     return _progressive(evidence, "relu", units)
 
 
-def _difference(own: Points, low: float, high: float) -> np.ndarray | None:
-    """Log nMSE of JumpReLU to TopK `[points, 1 + resamples]` at the L0 of the TopK points.
+def _mean_difference(
+    own: Points, low: float, high: float, of: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> np.ndarray | None:
+    """Mean over log L0 of what `of` makes of the log nMSE of JumpReLU to TopK, `[1 + resamples]`.
 
-    Only points with low < log L0 < high that lie in the range of the JumpReLU curve.
+    From the TopK points with low < log L0 < high in the range of the JumpReLU curve. The axis is
+    the figure's: where the last k' add nothing to L0, many points weigh no more than one.
     """
     topk, jump = _curve(own, "topk"), _curve(own, "jumprelu")
     if topk is None or jump is None:
         return None
     at = topk.log_l0[:, 0]
     inside = (at > max(low, jump.low)) & (at < min(high, jump.high))
-    rows = [jump.at(topk.log_l0[i]) - topk.log_error[i] for i in np.flatnonzero(inside)]
-    return np.stack(rows) if rows else None
+    rows = [of(jump.at(topk.log_l0[i]) - topk.log_error[i]) for i in np.flatnonzero(inside)]
+    if not rows:
+        return None
+    if np.ptp(at[inside]) < SAME_LEVEL:
+        return np.mean(rows, axis=0)
+    return trapezoid(rows, at[inside], axis=0) / np.ptp(at[inside])
 
 
 def _distance(own: Points, low: float, high: float) -> np.ndarray | None:
-    difference = _difference(own, low, high)
-    return None if difference is None else np.abs(difference).mean(axis=0)
+    return _mean_difference(own, low, high, np.abs)
 
 
 def _coincide(evidence: Evidence, method: str, margin: float, name: str, units: list[Unit]) -> Part:
@@ -200,8 +218,7 @@ def curves_part_at_k(evidence: Evidence) -> list[Part]:
     """C14: for TopK the two curves coincide below k, and JumpReLU's error is higher above."""
 
     def above(own: Points, k: float) -> np.ndarray | None:
-        difference = _difference(own, np.log(k) + SAME_LEVEL, np.inf)
-        return None if difference is None else difference.mean(axis=0)
+        return _mean_difference(own, np.log(k) + SAME_LEVEL, np.inf)
 
     below = _units(evidence, "topk", lambda own, k: _distance(own, -np.inf, np.log(k) - SAME_LEVEL))
     return [

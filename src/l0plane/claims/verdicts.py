@@ -115,7 +115,8 @@ def whole(parts: Sequence[Part]) -> Part:
 
 def percent(log_ratio: np.ndarray) -> np.ndarray:
     """A log ratio as a difference in percent."""
-    return 100 * np.expm1(log_ratio)
+    with np.errstate(over="ignore"):  # the far tail of a Student's t
+        return 100 * np.expm1(log_ratio)
 
 
 def judge_ratio(

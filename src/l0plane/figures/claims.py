@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l0plane.figures import style
-from l0plane.figures.series import require
 from l0plane.files import UserError
+from l0plane.series import require
 
 # Colours apart for red-green vision too, and a sign for print without colour.
 _VERDICTS = {

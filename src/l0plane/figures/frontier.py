@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles
-from l0plane.figures.series import mean_over_seeds, require
 from l0plane.files import UserError
+from l0plane.series import mean_over_seeds, require
 
 
 def frontier(

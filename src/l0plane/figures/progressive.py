@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles, shade
-from l0plane.figures.series import mean_over_seeds, require
+from l0plane.series import mean_over_seeds, require
 
 # Thin dark dashes over a broad line: where the two coincide, both can be seen.
 _LINES = {"topk": ("-", 2.6), "jumprelu": ("--", 1.0)}

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles
-from l0plane.figures.series import at_l0, mean_over_seeds, require
+from l0plane.series import at_l0, mean_over_seeds, require
 
 BASELINE, REFERENCE = "relu", "topk"
 # The histogram shows this central share of each method's shifts.
@@ -22,8 +22,9 @@ _CENTRAL = 0.99
 def gap_closed(refinement: pd.DataFrame, n: int) -> pd.DataFrame:
     """Share of the ReLU-TopK gap that refining ReLU closes, at each L0 that ReLU reached.
 
-    share = (ReLU - refined ReLU) / (ReLU - TopK), in nMSE at equal L0 as for C8, TopK interpolated
-    between its levels; NaN where TopK was not measured or is not better. Means over seeds.
+    share = (ReLU - refined ReLU) / (ReLU - TopK), in nMSE of means over seeds, TopK interpolated
+    to the L0 that ReLU reached; NaN where TopK was not measured or is not better. C8 judges it seed
+    by seed at the L0 asked for, which can differ by a few points.
 
     Returns columns l0_target, l0, nmse, nmse_refined, share.
     """

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from l0plane.figures import style
 from l0plane.figures.palette import assign_styles
-from l0plane.figures.series import fit_power_law, mean_over_seeds, misses_target, require
+from l0plane.series import fit_power_law, mean_over_seeds, misses_target, require
 
 # A line of a fit that its points contradict.
 _BROKEN: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9}

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from l0plane.figures import style
 from l0plane.figures.palette import assign_styles
-from l0plane.figures.series import require
+from l0plane.series import require
 
 
 @style.styled

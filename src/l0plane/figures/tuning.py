@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from l0plane.figures import style
 from l0plane.figures.palette import assign_styles, shade
-from l0plane.figures.series import require
+from l0plane.series import require
 
 _COLUMNS = 3
 _IN_A_ROW = 5

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from l0plane.files import UserError
+from l0plane.interpolation import interpolate
 
 # A reached L0 farther than this from the asked one is not "at fixed L0" (relative).
 L0_TOLERANCE = 0.05
@@ -39,7 +40,7 @@ def mean_over_seeds(table: pd.DataFrame, by: list[str], metric: str) -> pd.DataF
 
 
 def at_l0(l0: np.ndarray, values: np.ndarray, level: float) -> float:
-    """Interpolate positive `values` of points at `l0` to `level`, linearly in both logarithms.
+    """Interpolate positive `values` of points at `l0` to `level`, in both logarithms.
 
     Up to 5% outside the points, which is what a sparsity knob misses its target by, the value goes
     on with the slope of the outermost 10% (none for a single point); farther out it is NaN.
@@ -54,8 +55,8 @@ def at_l0(l0: np.ndarray, values: np.ndarray, level: float) -> float:
     if abs(beyond) > np.log1p(L0_TOLERANCE):
         return float("nan")
     step = np.copysign(_SLOPE_SPAN, beyond)
-    value = np.interp(inside, x, y)
-    slope = (value - np.interp(inside - step, x, y)) / step
+    value = interpolate(x, y, inside)
+    slope = (value - interpolate(x, y, inside - step)) / step
     return float(np.exp(value + beyond * slope))
 
 
