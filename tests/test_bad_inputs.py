@@ -166,6 +166,12 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         "training.warmup_steps: 1000000 is too large",
         "training.tokens / training.batch_tokens, 1562",
     ),
+    (
+        "warm-up longer than the tuning",
+        {"tuning": {"tokens": 800}},
+        "training.warmup_steps:",
+        "tuning.tokens / training.batch_tokens, 2",
+    ),
     ("tuning shorter than a batch", {"tuning": {"tokens": 5}}, "tuning.tokens: 5 is too small"),
     (
         "not one context to train on",
@@ -308,6 +314,19 @@ def method_folder(folder, facts=FACTS, rule=""):
         "grid of nothing it has",
         {"facts": FACTS | {"grid": {"width": [1]}}},
         "grid: 'width' is not one of its hyperparameters",
+    ),
+    (
+        "grid of learning rates",
+        {
+            "facts": FACTS
+            | {"hyperparameters": {"learning_rate": 1}, "grid": {"learning_rate": [2]}}
+        },
+        "mine/method.yaml: grid: learning_rate is tuned anyway",
+    ),
+    (
+        "fixed lambda where it is the knob",
+        {"facts": FACTS | {"knob": "lambda", "hyperparameters": {"lambda": 0.3}}},
+        "mine/method.yaml: hyperparameters.lambda: expected none where knob is lambda",
     ),
     ("colour that is none", {"facts": FACTS | {"color": "#12"}}, "six hexadecimal digits"),
     (

@@ -105,6 +105,23 @@ def test_a_save_replaces_the_last_and_leaves_nothing_else(tmp_path, store):
     assert len(list((tmp_path / "checkpoint").iterdir())) == len(names) == len(METHODS) + 1
 
 
+def test_an_old_file_that_cannot_be_removed_costs_no_checkpoint(tmp_path, store, monkeypatch):
+    parts = interrupted(store, tmp_path / "checkpoint")
+    again = Checkpoint(tmp_path / "checkpoint", 1000)
+    again.restore(parts, {})
+
+    def refused(path, missing_ok=False):
+        raise PermissionError(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        again.save(parts)
+    named = read_json(tmp_path / "checkpoint/state.json")["files"]
+    assert {*named} < {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    again.save(parts)  # which makes room
+    assert len(list((tmp_path / "checkpoint").iterdir())) == len(METHODS) + 1
+
+
 @pytest.mark.parametrize(("settings", "data"), [({}, {}), ({"ema": 0.5}, {}), ({}, {"seed": 1})])
 def test_only_a_checkpoint_of_the_same_training_is_used(tmp_path, store, capsys, settings, data):
     interrupted(store, tmp_path)

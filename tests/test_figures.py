@@ -491,7 +491,7 @@ def test_shades_go_from_light_to_dark():
 
 def test_saved_files_are_the_same_bytes_each_time(tmp_path, autoencoders, methods):
     for name in ("one", "two"):
-        fig = style.new_figure(height=1.5, width=2)
+        fig = style.new_figure(height=1.5)
         handles = scaling(autoencoders, methods, "nmse", L0, fig.subplots())
         style.legend_below(fig, list(handles.values()), columns=3)
         style.save(fig, tmp_path / name)

@@ -158,6 +158,8 @@ def test_a_factor_printed_for_a_size_gives_the_rate_that_was_chosen_there():
     chosen = candidates(method=["a", "a", "a", "b"], learning_rate=rates, **n, **l0)
     factors = size_factors(chosen, 64, 10)
     assert factors.isna().tolist() == [True, True, False, True]  # b has none to compare with
+    tied = pd.concat([chosen, chosen.head(1)], ignore_index=True)
+    assert size_factors(tied, 64, 10)[2] == factors[2]
     own = {"learning_rate": {10: 0.008, 20: 0.004}, "learning_rate_factor": {256: factors[2]}}
     assert at_level(own, 256, 10, 64)["learning_rate"] == pytest.approx(0.0057, rel=0.01)
 

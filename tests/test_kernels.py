@@ -93,6 +93,11 @@ def test_rows_without_positive_values_and_empty_codes(backend):
     x = torch.cat([-torch.ones(2, 4), torch.ones(1, 4)])
     code = backend.select_top_k(x, encoder, None, 3)
     assert code.l0.tolist() == [0, 0, 3]
+    for no_rows in (
+        backend.select_top_k(x[:0], encoder, None, 3),
+        backend.select_above(x[:0], encoder, None, 0.0),
+    ):
+        assert no_rows.shape == (0, 50)
     nothing = backend.select_above(-torch.ones(2, 4), encoder, None, 0.0)
     assert len(nothing.indices) == 0
     assert backend.product(nothing, encoder).abs().sum() == 0

@@ -79,19 +79,6 @@ def test_a_tokenizer_in_python_alone_will_do():
     assert contexts[:, 0].tolist() == [*(3 + ord(c) for c in "ab"), 1, 3 + ord("c"), 1]
 
 
-def test_reading_stops_at_the_asked_number_of_tokens(tokenizer):
-    read = []
-
-    def many():
-        for _ in range(2000):
-            read.append(1)
-            yield TEXTS[0]
-
-    contexts = encode_contexts(many(), tokenizer, context=8, max_tokens=100)
-    assert contexts.shape == (12, 8)
-    assert len(read) <= 256
-
-
 def test_contexts_survive_saving(tmp_path):
     contexts = np.arange(24, dtype=np.int32).reshape(4, 6)[:, ::2]
     save_contexts(tmp_path / "c.safetensors", contexts)

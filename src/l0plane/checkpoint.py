@@ -113,14 +113,16 @@ class Checkpoint:
                 facts.append(rest)
             state = {"subject": self.subject, "saves": self.saves, "files": files, "facts": facts}
             write_json(self.directory / STATE_FILE, sealed(state))
-            for old in self.directory.iterdir():
-                if old.name not in {STATE_FILE, *files}:
-                    old.unlink()
         except (OSError, SafetensorError) as error:
             print(f"{self.directory}: no checkpoint written ({error})", flush=True)
             with suppress(OSError):  # the disk may be full: leave it no fuller than it was
                 for path in self.directory.glob(f"*{self.saves:06d}-*"):
                     path.unlink()
+        else:
+            with suppress(OSError):  # the next save tries again
+                for old in self.directory.iterdir():
+                    if old.name not in {STATE_FILE, *files}:
+                        old.unlink()
         self.saved = time.monotonic()
 
     def remove(self) -> None:

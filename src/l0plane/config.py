@@ -69,6 +69,13 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
         unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
         if unknown:
             raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
+        for name in {"learning_rate", FACTOR} & set(facts["grid"]):
+            raise UserError(f"{path}: grid: {name} is tuned anyway, by tuning.rates")
+        if facts["knob"] == "lambda" and "lambda" in facts["hyperparameters"]:
+            raise UserError(
+                f"{path}: hyperparameters.lambda: expected none where knob is lambda: one is "
+                "searched for that gives the L0 asked for"
+            )
         _check_learning_rate(f"{path}: hyperparameters", facts["hyperparameters"], {})
         methods[path.parent.name] = facts
     for name, facts in methods.items():
@@ -138,7 +145,10 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
             "tuning.table",
             table,
             f"{MEASURE}, or an earlier run's tuning.csv",
-            ("method", "n", "l0_target", "learning_rate", "nmse", "chosen"),
+            (
+                *("method", "n", "l0_target", "learning_rate", "nmse"),
+                *("diverged", "off_target", "chosen", "corpus_sha256", "model_sha256"),
+            ),
             repository,
         )
     if config["lambdas"] not in (MEASURE, STEER):
@@ -147,7 +157,10 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
             "lambdas",
             table,
             f"{MEASURE}, {STEER}, or an earlier run's lambdas.csv",
-            ("method", "n", "l0_target", "lambda", "learning_rate"),
+            (
+                *("method", "n", "l0_target", "seed", "lambda", "setting"),
+                *("training_tokens", "learning_rate", "corpus_sha256", "model_sha256"),
+            ),
             repository,
         )
     if config["published"] is not None:
@@ -304,13 +317,16 @@ def _check_budgets(config: Config) -> None:
     ]:
         if tokens < size:
             raise UserError(f"{key}: {tokens} is too small; expected at least {piece}, {size}")
-    steps = training["tokens"] // training["batch_tokens"]
-    _at_most(
-        "training.warmup_steps",
-        training["warmup_steps"],
-        "training.tokens / training.batch_tokens",
-        steps,
-    )
+    for key, tokens in (
+        ("training.tokens", training["tokens"]),
+        ("tuning.tokens", config["tuning"]["tokens"]),
+    ):
+        _at_most(
+            "training.warmup_steps",
+            training["warmup_steps"],
+            f"{key} / training.batch_tokens",
+            tokens // training["batch_tokens"],
+        )
     if buffer := training["stream_buffer_tokens"]:
         _at_most(*batch, "training.stream_buffer_tokens", buffer)
     execution = config["execution"]

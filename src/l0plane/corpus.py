@@ -53,15 +53,17 @@ class Document:
     text: str
 
 
-def read_documents(spec: dict[str, Any]) -> Iterator[Document]:
+def read_documents(spec: dict[str, Any], processes: int = 1) -> Iterator[Document]:
     """Yield the documents that the configuration's `corpus` section asks for.
+
+    So many `processes` parse docstrings.
 
     Raises:
         UserError: a package is not installed, a file is missing, binary or of an unknown kind,
             a column is missing, or the hub cannot be reached.
     """
     if spec["source"] == "docstrings":
-        yield from docstring_documents(spec["packages"])
+        yield from docstring_documents(spec["packages"], processes)
     elif spec["source"] == "files":
         yield from file_documents(spec["paths"], spec.get("column", "text"))
     else:
@@ -71,7 +73,7 @@ def read_documents(spec: dict[str, Any]) -> Iterator[Document]:
 # --- docstrings of the installed packages
 
 
-def docstring_documents(packages: Iterable[str]) -> Iterator[Document]:
+def docstring_documents(packages: Iterable[str], processes: int = 1) -> Iterator[Document]:
     """Yield one document per module of the installed `packages`: its docstrings in file order.
 
     The source is parsed, never imported. Packages and modules come in sorted order, so the same
@@ -94,7 +96,7 @@ def docstring_documents(packages: Iterable[str]) -> Iterator[Document]:
     # fork: a spawned worker would import the caller's main script again. Trees have no cycles:
     # nothing is lost, and a fifth of the parsing saved, where no one looks for them.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(mp_context=context, initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=gc.disable) as pool:
         found = pool.map(_module_docstrings, (path for _, path in modules), chunksize=64)
         for (source, _), docstrings in zip(modules, found, strict=True):
             new = [text for text in dict.fromkeys(docstrings) if text not in seen]
@@ -295,7 +297,12 @@ def without_shared_paragraphs(splits: list[str], texts: list[str]) -> list[str]:
     return kept_texts
 
 
-def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str | Path) -> None:
+def build(
+    spec: dict[str, Any],
+    documents_path: str | Path,
+    manifest_path: str | Path,
+    processes: int = 1,
+) -> None:
     """Read the documents, assign splits, drop what stands twice, and write both files.
 
     Dropped are exact duplicates of documents, and from held-out documents the paragraphs that
@@ -311,7 +318,7 @@ def build(spec: dict[str, Any], documents_path: str | Path, manifest_path: str |
     splits: list[str] = []
     texts: list[str] = []
     duplicates = 0
-    for document in read_documents(spec):
+    for document in read_documents(spec, processes):
         # By the whole document, so that its pieces stay together.
         split = split_of(document.text, spec["validation"], spec["test"])
         for start in range(0, len(document.text), MAX_DOCUMENT_CHARS):

@@ -25,7 +25,7 @@ from l0plane.checkpoint import Checkpoint, subject_hash
 from l0plane.files import UserError, read_sealed, sealed, write_json
 from l0plane.penalty import TRIALS, PenaltyController
 from l0plane.training import code_of, train
-from l0plane.tuning import L0_TOLERANCE, validate
+from l0plane.tuning import SETTLED, validate
 
 #: A lambda gives the L0 if it comes as close as this (relative); `TRIALS` trainings are the most.
 CLOSE = 0.03
@@ -287,11 +287,11 @@ def _secant(one: tuple[float, float], other: tuple[float, float]) -> float:
 def error_at(trials: pd.DataFrame, l0: float) -> float:
     """nMSE at exactly `l0`, log-log from the trial found by `search_lambda` to the next one.
 
-    The error of the one found itself if that is off by more than `L0_TOLERANCE`, or if from it to
+    The error of the one found itself if that is off by more than `SETTLED`, or if from it to
     the next one the error does not fall as on a frontier.
     """
     found = trials.iloc[0]
-    if len(trials) == 1 or abs(found["l0"] / l0 - 1) > L0_TOLERANCE:
+    if len(trials) == 1 or abs(found["l0"] / l0 - 1) > SETTLED:
         return float(found["nmse"])
     other = trials.iloc[1]
     if other["l0"] in (0, found["l0"]):

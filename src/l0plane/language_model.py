@@ -150,7 +150,7 @@ class LanguageModel:
     def _check(self, tokens: Tensor) -> None:
         if tokens.shape[-1] > self.context_limit:
             raise UserError(
-                f"activations.context: {tokens.shape[-1]} tokens; "
+                f"language_model.context: {tokens.shape[-1]} tokens; "
                 f"the language model takes at most {self.context_limit}"
             )
         if int(tokens.max()) >= self.vocabulary:

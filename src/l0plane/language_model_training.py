@@ -81,7 +81,7 @@ def train(
     queue = np.zeros(0, dtype=np.int64)
     started = time.time()
     report_every = max(1, steps // 40)
-    running = 0.0
+    losses: list[float] = []
     for step in range(steps):
         while len(queue) < batch:
             queue = np.concatenate([queue, order.permutation(len(contexts))])
@@ -93,16 +93,16 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
-        running += loss.item()
+        losses.append(loss.item())
         if (step + 1) % report_every == 0 or step + 1 == steps:
             elapsed = time.time() - started
             print(
-                f"step {step + 1}/{steps}  loss {running / report_every:.3f}  "
+                f"step {step + 1}/{steps}  loss {np.mean(losses):.3f}  "
                 f"{(step + 1) * batch * contexts.shape[1] / elapsed:,.0f} tokens/s  "
                 f"{elapsed / (step + 1) * (steps - step - 1) / 60:.1f} min left",
                 flush=True,
             )
-            running = 0.0
+            losses.clear()
     seconds = time.time() - started
     validation_loss = evaluate(model, validation[:VALIDATION_CONTEXTS])
     with replacing(directory) as part:
@@ -159,19 +159,17 @@ def evaluate(model: torch.nn.Module, contexts: np.ndarray, batch: int = 128) -> 
 def _model_card(card: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in card.items())
     return f"""---
-license: mit
 library_name: transformers
 pipeline_tag: text-generation
 ---
-# The embedded language model of l0plane
+# A small language model of l0plane
 
-A GPT-2 architecture trained by l0plane on the docstrings of its pinned dependencies, small enough
-to ship and to study on a laptop. It is a subject for sparse autoencoders, not a useful model of
-language: it knows API documentation and nothing else.
+A GPT-2 architecture trained by l0plane on {card["data"]}. It is a subject for sparse autoencoders,
+not a useful model of language: it knows that text and nothing else.
 
 | | |
 | --- | --- |
 {rows}
 
-`make language-model` trains it again from the same text and seed.
+With `language_model.path: train` the workflow trains it again from the same text and seed.
 """

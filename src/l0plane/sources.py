@@ -17,7 +17,10 @@ METHODS = "l0plane.methods"
 #: What every training runs beside its method. Of the kernels not: they are all exact.
 _SHARED = [
     f"l0plane.{name}"
-    for name in ("activation_store", "distributed", "penalty", "trainer", "training")
+    for name in (
+        *("activation_store", "activation_stream", "distributed"),
+        *("penalty", "trainer", "training"),
+    )
 ]
 
 

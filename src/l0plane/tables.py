@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from l0plane import tidy
 from l0plane.figures.palette import assign_styles
 from l0plane.files import replacing
 from l0plane.series import at_l0, mean_over_seeds, require
 
-_PROVENANCE = ["training_tokens", "learning_rate", "corpus_sha256", "model_sha256", "version"]
 _HEADINGS = {
     "label": "method",
     "nmse": "nMSE",
@@ -44,7 +44,7 @@ def summary(
     """
     measured = ["l0_target", "l0", "nmse", "delta_ce", "dead_fraction"]
     measured += ["relative_reconstruction_bias", "training_seconds"]
-    require(autoencoders, "autoencoders", ["run", "method", "n", *measured, *_PROVENANCE])
+    require(autoencoders, "autoencoders", ["run", "method", "n", *measured, *tidy.PROVENANCE])
     table = autoencoders[autoencoders["n"] == n]
     if "failed" not in table:  # of an earlier version
         table = table.assign(failed=None)
@@ -66,7 +66,7 @@ def summary(
         cost = done["training_seconds"] / done["training_tokens"] * 1e6
         row["seconds_per_million_tokens"] = cost.mean()
         row |= {"missing": len(own) - len(done), "failed": _joined(own["failed"])}
-        row |= {name: _joined((own if done.empty else done)[name]) for name in _PROVENANCE}
+        row |= {name: _joined((own if done.empty else done)[name]) for name in tidy.PROVENANCE}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -87,7 +87,7 @@ def write(table: pd.DataFrame, stem: str | Path) -> list[Path]:
     The readable ones leave out ids and provenance, what failed where nothing did, round to three
     digits, and set the lowest of each nMSE and delta CE column of a summary in bold.
     """
-    hidden = {"run", "method", "source", "weights_sha256", *_PROVENANCE}
+    hidden = {"run", "method", "source", "weights_sha256", *tidy.PROVENANCE}
     if "failed" in table and table["failed"].fillna("").eq("").all():
         hidden |= {"missing", "failed"}
     shown = table[[c for c in table if c not in hidden and not c.endswith("_se")]]

@@ -66,38 +66,30 @@ def encode_contexts(
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-    max_tokens: int | None = None,
 ) -> np.ndarray:
     """Encode `texts` into contexts, int32 `[contexts, context]`.
 
     Each document is followed by the end-of-text token; documents run on from one context to the
-    next; a last, partial context is dropped. Reading stops after `max_tokens`. An end-of-text token
-    spelled out in a text counts as one.
+    next; a last, partial context is dropped. An end-of-text token spelled out in a text counts as
+    one.
     """
     pieces: list[np.ndarray] = []
-    total = 0
     batch: list[str] = []
     ids_of = _to_ids(tokenizer)
 
-    def flush() -> int:
-        encoded = ids_of(batch)
-        batch.clear()
-        for ids in encoded:
+    def flush() -> None:
+        for ids in ids_of(batch):
             pieces.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int32))
-        return sum(len(ids) + 1 for ids in encoded)
+        batch.clear()
 
     for text in texts:
         batch.append(text)
         if len(batch) == 256:
-            total += flush()
-            if max_tokens is not None and total >= max_tokens:
-                break
+            flush()
     if batch:
         flush()
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     contexts = len(stream) // context
-    if max_tokens is not None:
-        contexts = min(contexts, max_tokens // context)
     return stream[: contexts * context].reshape(contexts, context)
 
 

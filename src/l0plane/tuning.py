@@ -14,7 +14,7 @@ from l0plane.autoencoder import Autoencoder
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
-L0_TOLERANCE = 0.1
+SETTLED = 0.1
 #: By what factor the rates differ from the grid's best that are tried once it is known.
 _SIDES = {"lower": 2**-0.5, "higher": 2**0.5}
 #: How many rates a climb tries at most.
@@ -55,17 +55,17 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     """Add `diverged`, `off_target` and `chosen`: the least nMSE of a method's others at its level.
 
     They stand before the provenance. Diverged is what lost all finite numbers or is worse than
-    predicting the mean; off target is what missed the asked L0 by more than `L0_TOLERANCE`.
+    predicting the mean; off target is what missed the asked L0 by more than `SETTLED`.
     """
     table = table.drop(columns=["diverged", "off_target", "chosen"], errors="ignore")
     diverged = ~(table["nmse"] < 1)
-    off_target = ~((table["l0"] / table["l0_target"] - 1).abs() <= L0_TOLERANCE)
+    off_target = ~((table["l0"] / table["l0_target"] - 1).abs() <= SETTLED)
     level = [table["method"], table["n"], table["l0_target"]]
     best = table["nmse"].where(~diverged & ~off_target).groupby(level).transform("min")
-    columns = {"diverged": diverged, "off_target": off_target, "chosen": table["nmse"] == best}
+    chosen = (table["nmse"] == best) & ~off_target
     place = table.columns.get_loc("training_tokens")
-    for offset, (name, column) in enumerate(columns.items()):
-        table.insert(place + offset, name, column & ~off_target if name == "chosen" else column)
+    for name, column in (("chosen", chosen), ("off_target", off_target), ("diverged", diverged)):
+        table.insert(place, name, column)
     return table
 
 
@@ -123,7 +123,7 @@ def size_factors(chosen: pd.DataFrame, n: int, l0: int) -> pd.Series:
     That is how many times as large the rate is as that chosen at `n` and `l0` times `1/sqrt(n)`, of
     three digits. NaN for all others, and where nothing was chosen there.
     """
-    there = chosen[(chosen["n"] == n) & (chosen["l0_target"] == l0)]
+    there = chosen[(chosen["n"] == n) & (chosen["l0_target"] == l0)].drop_duplicates("method")
     by_rule = chosen["method"].map(there.set_index("method")["learning_rate"]) * np.sqrt(
         n / chosen["n"]
     )

@@ -19,7 +19,7 @@ import pandas as pd
 from l0plane import tidy
 from l0plane.files import UserError
 
-_AUTOENCODER = ("method", "n", "l0_target", "seed")
+_AUTOENCODER = tuple(tidy.KEYS[1:])
 #: Table -> the columns that name a row; rows that share them are told apart by their order.
 TABLES = {
     "autoencoders": _AUTOENCODER,
@@ -113,7 +113,9 @@ def compare(
             same = (before == after) | (before.isna() & after.isna())
             if not same.all():
                 moved.append(Moved(table, column, _worst(before, after, (~same) * 2.0)))
-    return moved, pd.concat(used) if used else pd.DataFrame(columns=["column", "difference"])
+    return moved, pd.concat(used) if used else pd.DataFrame(
+        columns=["column", "difference", "share"]
+    )
 
 
 def _named(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -53,8 +53,7 @@ TABLES = {
     "curves": ("csv", config["progressive"]["methods"]),
     "curve_contexts": ("parquet", config["progressive"]["methods"]),
 }
-ABSENT = {name for name, (_, methods) in TABLES.items() if not methods}
-TABLES = {name: facts for name, facts in TABLES.items() if name not in ABSENT}
+TABLES = {name: (kind, series) for name, (kind, series) in TABLES.items() if series}
 
 
 wildcard_constraints:

@@ -14,7 +14,11 @@ def asked():
     ]
     if config["language_model"]["path"] == l0config.TRAINED:
         model = f"{RESULTS}/language_model/model.safetensors"
-        first.insert(1, ("train_language_model", model, f"{LOGS}/train_language_model.log"))
+        tokenizer = f"{RESULTS}/tokenizer/tokenizer.json"
+        first[1:1] = [
+            ("train_tokenizer", tokenizer, f"{LOGS}/train_tokenizer.log"),
+            ("train_language_model", model, f"{LOGS}/train_language_model.log"),
+        ]
     found = []
     for method in config["methods"]:
         measure = f"{RESULTS}/measurements/{method}/autoencoders.csv"

@@ -11,7 +11,7 @@ from l0plane.jobs import job
 
 with job(snakemake):
     spec = snakemake.params.corpus
-    build(spec, snakemake.output.documents, snakemake.output.manifest)
+    build(spec, snakemake.output.documents, snakemake.output.manifest, snakemake.threads)
     manifest = read_json(snakemake.output.manifest)
     expected = spec.get("expected_sha256")
     if expected is not None:

@@ -128,7 +128,7 @@ def train(ranks):
             # What it cost includes what it started from.
             earlier = read_provenance(Path(origin).parent)
             for cost in ("training_tokens", "training_seconds"):
-                facts[cost] += earlier[cost]
+                facts[cost] += earlier.get(cost, 0)  # a rule of a user's may not say
         keys = {"run": params.run, "method": params.method, "n": n, "l0_target": l0, "seed": seed}
         provenance = training_provenance(keys, facts, store, params.language_model)
         if autoencoder is None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from l0plane import tidy
 from l0plane.files import UserError
 
-KEYS = ["method", "n", "l0_target", "seed"]
+KEYS = tidy.KEYS[1:]
 CURVE_KEYS = [*KEYS, "selection", "value"]
 
 REQUIRED = {
@@ -30,7 +31,7 @@ class Tables:
     """What a run measured; a table that is None or empty leaves its claims not measured.
 
     Raises:
-        UserError: a table lacks a column, or says the same thing twice.
+        UserError: a table lacks a column.
     """
 
     autoencoders: pd.DataFrame | None = None

@@ -61,9 +61,9 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapper
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(height: float) -> Figure:
     """Return an empty figure, sizes in inches, that lays out its panels and legends by itself."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def save(fig: Figure, stem: str | Path) -> list[Path]:
@@ -86,9 +86,9 @@ def save(fig: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
-def powers_of_two(ax: Axes, name: str = "x") -> None:
-    """Make axis `name` logarithmic with labels such as 8, 16, 32. Call it once all is drawn."""
-    axis = _log_axis(ax, name)
+def powers_of_two(ax: Axes) -> None:
+    """Make the x axis logarithmic with labels such as 8, 16, 32. Call it once all is drawn."""
+    axis = _log_axis(ax, "x")
     low, high = np.log2(axis.get_view_interval())
     for step in (1, 2, 4):
         ticks = 2.0 ** np.arange(np.ceil(low / step) * step, high + 1e-9, step)

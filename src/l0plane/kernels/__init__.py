@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -42,8 +43,13 @@ __all__ = [
 
 try:
     from l0plane.kernels import cpu
-except ImportError:  # numba is missing, or its compiler does not run here
+except ImportError as error:  # numba is missing, or its compiler does not run here
     cpu = None  # type: ignore[assignment]
+    warnings.warn(
+        f"no compiled kernels ({error}): plain PyTorch trains, many times slower; refinement and "
+        "test-time curves cannot be measured; `pip install -r requirements.lock` installs numba",
+        stacklevel=2,
+    )
 
 gpu: ModuleType | None = None
 if torch.cuda.is_available():

@@ -49,7 +49,7 @@ def select_above(
         return _exceeding(a, bits, offset, margin, cut, groups, get_num_threads())
 
     counts = np.empty(len(x), np.int32)
-    pieces = []
+    pieces = [(np.empty(0, np.int32), np.empty(0, np.float32))]
     for part, candidates in _selected(x, encoder, offset, cut, find, SCREENS):
         counts[part] = candidates[-1]
         pieces.append(_joined(*candidates))

@@ -41,6 +41,6 @@ class GatedMethod(Method):
 
     def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
         """The gate's and the magnitude's parameters become the activation function."""
-        function = Gated(*(parameters.pop(name) for name in self.extra_parameters(0)))
+        function = Gated(**{name: parameters.pop(name) for name in self.extra_parameters(0)})
         bias = torch.zeros(len(parameters["encoder"]))
         return Autoencoder(**parameters, encoder_bias=bias, activation_function=function)
