@@ -153,4 +153,5 @@ def spread(units: Sequence[Unit], percents: bool = False) -> str:
         return f"by level of L0: {levels}; {NO_REPEATS}"
     found = zip(seeds, blocks, strict=True)
     fewer = ", ".join(f"{count} at {block:.4g}" for count, block in found if count < most)
-    return f"by level of L0: {levels}; {most} seeds{fewer and f' ({fewer})'}"
+    borrowed = ", where its spread is borrowed" if min(seeds) == 1 else ""
+    return f"by level of L0: {levels}; {most} seeds{fewer and f' ({fewer}{borrowed})'}"
