@@ -1,6 +1,7 @@
 """What a script's person sees and what its log keeps; how tuning chooses; the order of columns."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,9 +84,14 @@ def test_a_users_mistake_is_one_message_and_a_failure(snakemake, capsys):
 
 def test_our_own_mistake_is_in_the_log_with_its_place(snakemake):
     with pytest.raises(SystemExit) as end, job(snakemake):
-        raise ZeroDivisionError
+        at_level({"learning_rate": {}}, 64, 10, 64)  # l0plane's own code raises it
     assert end.value.code == 1
+    *_, last = log_of(snakemake).splitlines()
     assert "Traceback" in log_of(snakemake)
+    assert re.fullmatch(
+        r"a: \w+: .* \(.*l0plane/plan\.py:\d+\); a mistake of the program, or of a method's code",
+        last,
+    )
 
 
 def candidates(**columns):

@@ -181,11 +181,14 @@ def test_folders_are_all_it_takes(repository):
     for path in tables:
         assert list(tidy.read(path).columns) == documented(path.name), path.name
 
-    for name, (right, wrong, _) in BROKEN.items():
+    for number, (name, (right, wrong, _)) in enumerate(BROKEN.items()):
         assert right in KMEANS["kmeans.py"]
         program = KMEANS["kmeans.py"].replace(right, wrong)
         rule = KMEANS["rule.smk"].replace('"kmeans"', f'"{name}"').replace("_kmeans", f"_{name}")
-        add(repository, name, {**KMEANS, "kmeans.py": program, "rule.smk": rule})
+        facts = yaml.safe_load(KMEANS["method.yaml"]) | {"label": name}
+        facts["color"] = f"#{number:06x}"
+        files = {"kmeans.py": program, "rule.smk": rule, "method.yaml": yaml.safe_dump(facts)}
+        add(repository, name, {**KMEANS, **files})
     (repository / "downloads/b/ae.pt").write_bytes(b"half a download")
     targets = [f"results/smoke/measurements/{m}/autoencoders.csv" for m in (*BROKEN, "elsewhere")]
     methods = f"methods=[{', '.join(BROKEN)}]"

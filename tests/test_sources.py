@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from l0plane import sources
+from l0plane.files import UserError
 from l0plane.methods import METHODS
 
 
@@ -74,3 +75,22 @@ def test_torch_is_not_imported_for_it():
     command = "import sys; from l0plane import sources as s; s.code_of(s.modules()['topk'])"
     command += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_a_class_that_its_module_lacks_is_said_before_anything_is_imported(hashes, tmp_path):
+    hashes()
+    assert [*map(sources.missing, METHODS)] == [None] * len(METHODS)
+    file = tmp_path / "l0plane/methods/topk.py"
+    file.write_text(file.read_text().replace("class TopKMethod", "class TopkMethod"))
+    hashes()
+    assert sources.missing("topk") == "topk.py has no TopKMethod"
+    assert sources.missing("relu") is None
+
+
+def test_a_syntax_error_names_the_file_and_the_line(hashes, tmp_path):
+    file = tmp_path / "l0plane/methods/topk.py"
+    lines = len(file.read_text().splitlines())
+    with file.open("a") as end:
+        end.write("def x(:\n")
+    with pytest.raises(UserError, match=rf"methods/topk.py:{lines + 1}: invalid syntax"):
+        hashes()

@@ -260,7 +260,7 @@ def measured(method, model, levels):
 
 
 def test_what_failed_is_a_row_with_its_reason_and_nothing_else(
-    tmp_path, monkeypatch, model_directory, contexts
+    tmp_path, monkeypatch, capsys, model_directory, contexts
 ):
     monkeypatch.chdir(tmp_path)
     save_contexts("contexts.safetensors", contexts)
@@ -272,14 +272,24 @@ def test_what_failed_is_a_row_with_its_reason_and_nothing_else(
     methods = ["topk", "relu", "mine"]
     found = [measured(method, model_directory("gpt2"), [4, 8]) for method in methods]
     output = {name: f"{name}.{kind}" for name, kind in MEASURED.items()}
-    script(
-        "collect",
-        input=Named(
-            {name: [one[name] for one in found] for name in output}, manifest="manifest.json"
-        ),
-        output=Named(output, run="run.json"),
-        params=Named(config={"run": "r"}, methods={}),
-    )
+
+    def collected():
+        script(
+            "collect",
+            input=Named(
+                {name: [one[name] for one in found] for name in output}, manifest="manifest.json"
+            ),
+            output=Named(output, run="run.json"),
+            params=Named(config={"run": "r"}, methods={}, rows=dict.fromkeys(methods, 2)),
+        )
+
+    collected()
+    whole = Path(found[0]["autoencoders"]).read_text()
+    Path(found[0]["autoencoders"]).write_text(whole[: whole.index("\n") + 1])
+    with pytest.raises(SystemExit):
+        collected()
+    assert "topk/autoencoders.csv: 0 rows; expected 2" in capsys.readouterr().err
+    Path(found[0]["autoencoders"]).write_text(whole)
     for name, file in output.items():
         table = tidy.read(file)
         assert list(table.columns) == documented(file)
@@ -339,20 +349,23 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
     Path("s0.log").write_text("train_relu: an old message\n")
     Path("s1.log").write_text("step 7\ntrain_relu: out of memory; free some\n")
     Path("s2.log").write_text("relu: step 9/64\n")
-    everything = [asked(seed) for seed in range(4)]
+    Path("s4.log").touch()
+    everything = [asked(seed) for seed in range(5)]
     said = note(everything, "missing.csv")
-    assert said.startswith("4 of 4 autoencoders are missing (missing.csv names them):")
+    assert said.startswith("5 of 5 autoencoders are missing (missing.csv names them):")
     assert "\n  1 x train_relu: out of memory; free some" in said
     table = pd.read_csv("missing.csv")
-    assert table["seed"].to_list() == [0, 1, 2, 3]
+    assert table["seed"].to_list() == [0, 1, 2, 3, 4]
     assert table["reason"].to_list() == [
         "not begun",
         "train_relu: out of memory; free some",
         "train_relu: stopped without a message, as when killed (out of memory?); "
         "it last said: relu: step 9/64",
         "not begun",
+        "train_relu: ended before its log began: an error in what it imports (Snakemake shows it), "
+        "or killed",
     ]
-    for name in ("s1.csv", "s2.csv", "s3.csv", "rows.csv"):
+    for name in ("s1.csv", "s2.csv", "s3.csv", "s4.csv", "rows.csv"):
         Path(name).touch()
     assert note(everything, "missing.csv") == ""
     assert not Path("missing.csv").exists()

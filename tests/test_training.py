@@ -253,6 +253,9 @@ def test_an_explosion_in_the_last_step_or_before_a_checkpoint_is_not_overlooked(
     training.step(x * math.nan)
     _, saved = training.state()
     assert saved["failed"] and saved["steps"] == 2
+    at_once = Training("topk", STORE.sample(512), N, 3, 0, settings, HYPERPARAMETERS)
+    at_once.step(x * math.nan)
+    assert "before the first update" in at_once.finish([x]).facts["failed"]
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])

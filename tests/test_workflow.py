@@ -1,5 +1,6 @@
 """The workflow: its plan, its style, what it says to mistakes, and all of it at toy size."""
 
+import fcntl
 import os
 import random
 import re
@@ -129,6 +130,23 @@ def without_a_name(folder):
     shutil.copytree(folder / "topk", folder / "topkk")
     rule = folder / "topkk/rule.smk"
     rule.write_text(rule.read_text().replace("topk", "topkk"))
+    _relabelled(folder / "topkk/method.yaml")
+
+
+def _relabelled(facts):
+    text = re.sub("label: .*", "label: Other", facts.read_text())
+    facts.write_text(re.sub("(color|marker): .*\n", "", text))
+
+
+def with_the_other_s_parameters(folder):
+    """A copy of TopK of which only the rule's parameters were forgotten."""
+    without_a_name(folder)
+    rule = folder / "topkk/rule.smk"
+    rule.write_text(rule.read_text().replace('training_params("topkk")', 'training_params("topk")'))
+
+
+def with_the_same_label(folder):
+    shutil.copytree(folder / "topk", folder / "topkk")
 
 
 def without_a_rate(folder):
@@ -144,6 +162,11 @@ def without_a_rate(folder):
             "topkk/rule.smk: its script is scripts/train.py, but METHODS in "
             "src/l0plane/methods/__init__.py has no 'topkk'; expected topk?",
         ),
+        (
+            with_the_other_s_parameters,
+            "topkk/rule.smk: params: training_params('topk'); expected",
+        ),
+        (with_the_same_label, "topkk/method.yaml: label: TopK is that of topk, too; no figure"),
         (without_a_rate, "topk/method.yaml: hyperparameters.learning_rate is missing; scripts/tr"),
     ],
 )
@@ -169,6 +192,7 @@ def test_style():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ("run=reference", "run: reference is where the committed tables and figures are"),
         ("run=../x", 'run: "../x" is not what was expected: one folder name'),
         ("methods=[tpok]", "methods: 'tpok' is not a method; expected all, or some of relu"),
     ],
@@ -179,6 +203,29 @@ def test_a_mistake_stops_it_before_any_job(tmp_path, changes, said):
     assert said in done.stdout
     assert "Traceback" not in done.stdout
     assert "Job stats:" not in done.stdout
+
+
+def test_a_key_that_stands_twice_in_a_configuration_is_named(tmp_path):
+    twice = "run: mine\ntraining: {tokens: 9000}\nmethods: [relu]\ntraining: {batch_tokens: 99}\n"
+    (tmp_path / "mine.yaml").write_text(twice)
+    done = snakemake(tmp_path, "-n", "--configfile", "mine.yaml")
+    assert done.returncode != 0
+    assert "mine.yaml:4: not valid YAML ('training' stands there twice)" in done.stdout
+
+
+def test_of_two_runs_of_one_name_the_second_does_not_begin(tmp_path):
+    (tmp_path / "results/default").mkdir(parents=True)
+    with (tmp_path / "results/default/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        arguments = ("--cores", 1, "--", "results/default/methods.csv")
+        done = snakemake(tmp_path, *arguments)
+        assert done.returncode != 0
+        assert "results/default: another snakemake is at work on this run" in done.stdout
+        assert "Traceback" not in done.stdout
+        mine = ("--config", "run=mine", "--", "results/mine/methods.csv")
+        assert snakemake(tmp_path, "--cores", 1, *mine).returncode == 0
+    done = snakemake(tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_mistake_that_only_the_text_shows_is_one_message(tmp_path):

@@ -26,6 +26,8 @@ TRAINED = "trained"
 MEASURE = "measure"
 #: `lambdas`: no search; lambda is steered in each training.
 STEER = "steer"
+#: The folder of `results` and `figures` that no run writes to.
+COMMITTED = "reference"
 #: A folder (or file) on the hub; no part of it leads back up.
 _HUB_PLACE = HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/(?!\.\.?(/|$))[^/]+)*"
 #: Keys of the section `corpus` that only one source reads; the first of each source it must have.
@@ -86,23 +88,50 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
                 f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method that "
                 f"stands on its own; expected one of {', '.join(others)}"
             )
+    _check_distinct(folder, methods)
     order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
     return {name: methods[name] for name in order}
 
 
-def check_trained_here(folder: Path, facts: Config) -> None:
+def _check_distinct(folder: Path, methods: dict[str, Config]) -> None:
+    """See that no two methods are drawn alike: a copied folder is still to be edited."""
+    seen: dict[Any, str] = {}
+    for name, facts in methods.items():
+        said = {"label": facts["label"]}
+        if {"color", "marker"} <= set(facts):
+            said["color and marker"] = f"{facts['color'].lower()} {facts['marker']}"
+        for what, value in said.items():
+            if (what, value) in seen:
+                raise UserError(
+                    f"{folder / name / 'method.yaml'}: {what}: {value} is that of "
+                    f"{seen[what, value]}, too; no figure could tell them apart"
+                )
+            seen[what, value] = name
+
+
+def check_trained_here(folder: Path, facts: Config, said: str) -> None:
     """See that the workflow's own script can train the method of a folder, whose rule runs it.
 
+    The rule's parameters name the method `said`.
+
     Raises:
-        UserError: `l0plane.methods` has none of that name, or it has no learning rate.
+        UserError: `l0plane.methods` has none of that name or not its class, the rule trains
+            another one, or it has no learning rate.
     """
+    rule = folder / "rule.smk"
+    if said != folder.name:
+        raise UserError(
+            f"{rule}: params: training_params({said!r}); expected training_params({folder.name!r})"
+        )
     known = sources.modules()
     if folder.name not in known:
         raise UserError(
-            f"{folder / 'rule.smk'}: its script is scripts/train.py, but METHODS in "
+            f"{rule}: its script is scripts/train.py, but METHODS in "
             f"src/l0plane/methods/__init__.py has no {folder.name!r}; "
             f"expected {suggest(folder.name, known)}"
         )
+    if missing := sources.missing(folder.name):
+        raise UserError(f"src/l0plane/methods/__init__.py: METHODS[{folder.name!r}]: {missing}")
     if "learning_rate" not in facts["hyperparameters"]:
         raise UserError(
             f"{folder / 'method.yaml'}: hyperparameters.learning_rate is missing; "
@@ -124,6 +153,10 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
     config = copy.deepcopy(config)
     read_numbers(config, schema)
     validate(config, schema, "")
+    if config["run"] == COMMITTED:
+        raise UserError(
+            f"run: {COMMITTED} is where the committed tables and figures are; expected another name"
+        )
     config["corpus"] = _check_corpus(config["corpus"], repository)
     config["methods"] = _expand_methods(config["methods"], methods, "methods")
     external = config["external"]
@@ -243,7 +276,10 @@ def _check_corpus(corpus: Config, repository: Path) -> Config:
             try:
                 importlib.metadata.distribution(package)
             except importlib.metadata.PackageNotFoundError:
-                raise UserError(f"corpus.packages: {package!r} is not installed") from None
+                raise UserError(
+                    f"corpus.packages: {package!r} is not installed; "
+                    "install requirements.lock, or leave it out of the list"
+                ) from None
     if source == "files":
         for pattern in corpus["paths"]:
             matching_files(pattern)

@@ -84,6 +84,15 @@ def refusal(error: Exception) -> str | None:
     return None
 
 
+def _mistake(error: Exception) -> str:
+    """What Python says of an error, in one line, and where in l0plane or a script it came up."""
+    said = traceback.format_exception_only(error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # not of this file
+    here = (str(Path(__file__).parent), str(Path(".snakemake/scripts").resolve()))
+    place = ([frame for frame in frames if frame.filename.startswith(here)] or frames)[-1]
+    return f"{said[:300]} ({os.path.relpath(place.filename)}:{place.lineno})"
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's work: what it prints also goes to the rule's log; one message if it cannot.
@@ -133,7 +142,7 @@ def job(snakemake: Any) -> Iterator[None]:
                 message = str(error) if isinstance(error, UserError) else refusal(error)
                 if message is None:
                     traceback.print_exc()
-                    message = f"{type(error).__name__}, a mistake of the program; see above"
+                    message = f"{_mistake(error)}; a mistake of the program, or of a method's code"
                 elif launched():
                     tell(UserError(message))
                 if not launched():

@@ -1,15 +1,43 @@
-"""What a run was asked for and does not have: a table, so that nobody takes a gap for a result."""
+"""What a run was asked for and does not have: a table, so that nobody takes a gap for a result.
+
+And whose the run is while it goes on.
+"""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pandas as pd
 
 from l0plane import tidy
+from l0plane.files import UserError
 from l0plane.jobs import DONE
+
+#: The open files whose locks this process holds.
+_held: list[TextIO] = []
+
+
+def hold(results: str | Path) -> None:
+    """Hold a run's folder until this process ends, whatever ends it.
+
+    Raises:
+        UserError: another Snakemake has it; each would remove the other's files.
+    """
+    Path(results).mkdir(parents=True, exist_ok=True)
+    lock = Path(results, ".lock").open("w")  # noqa: SIM115  # open until the process ends
+    _held.append(lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{results}: another snakemake is at work on this run; wait for it, or give this one "
+            "a name of its own (--config run=...)"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
 
 
 class Job(NamedTuple):
@@ -81,5 +109,10 @@ def _reason(job: Job) -> str | None:
     entries = [line for line in lines if not line.startswith("  ")]  # without the files it wrote
     if entries and entries[-1].startswith(DONE):
         return None
-    said = f"; it last said: {last}" if last else ""
+    said = f"; it last said: {last}"
+    if not last:
+        return (
+            f"{job.rule}: ended before its log began: an error in what it imports (Snakemake shows "
+            "it), or killed"
+        )
     return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"

@@ -11,6 +11,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from l0plane.files import UserError
+
 ROOT = Path(__file__).parent
 #: Under which methods are, and what they have in common.
 METHODS = "l0plane.methods"
@@ -46,6 +48,30 @@ def modules() -> dict[str, str]:
                     # Of a class that is not imported by its name: the package, with all methods.
                     found[str(key.value)] = homes.get(ast.unparse(its), METHODS)
     return found
+
+
+def missing(method: str) -> str | None:
+    """What an import of the method's class would say that its module lacks; None if nothing."""
+    entry = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(_tree(METHODS))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    for module, name in entry.values():
+        if module != modules()[method] or module == METHODS:
+            continue
+        if not _file(module).is_file():
+            return f"no module {module}"
+        bound = {
+            getattr(node, "name", None)
+            or getattr(node, "id", None)
+            or getattr(node, "asname", None)
+            for node in ast.walk(_tree(module))
+        }
+        if name not in bound:
+            return f"{_file(module).name} has no {name}"
+    return None
 
 
 @cache
@@ -84,7 +110,11 @@ def _imported(module: str) -> list[str]:
 
 
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_bytes())
+    path = _file(module)
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
 
 
 def _file(module: str) -> Path:

@@ -133,7 +133,7 @@ def _markdown(headings: list[str], rows: list[tuple[tuple[str, bool], ...]]) -> 
         "| --- |" + " ---: |" * (len(headings) - 1),
         *(
             "| " + " | ".join(f"**{text}**" if bold else text for text, bold in row) + " |"
-            for row in rows
+            for row in [[(text.replace("|", "\\|"), bold) for text, bold in row] for row in rows]
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -122,8 +122,8 @@ class Training:
         self._controller = PenaltyController(l0, self.steps, self._method.l0_delay)
         self._log = _Log(self.steps, self.batch_tokens, self.title)
         self._factor = math.nan
-        #: The last step and its learning rate, penalty factor and facts, until these were read.
-        self._unread: tuple[int, float, float, Taken] | None = None
+        #: The last step, its penalty factor and its facts, until these were read.
+        self._unread: tuple[int, float, Taken] | None = None
         self.failed: str | None = None
         self.seconds = time.perf_counter() - started
 
@@ -146,7 +146,7 @@ class Training:
         )
         taken = self._trainer.step(x, rate, factor)
         self._read()  # the step before: a GPU, which is not to wait for the host, has the next
-        self._unread = (step, rate, factor, taken)
+        self._unread = (step, factor, taken)
         if steered and self._trainer.penalised:  # the next factor depends on this step's L0
             self._read()
 
@@ -154,13 +154,17 @@ class Training:
         """Take note of the facts of the last step, if that is still to be done."""
         if self._unread is None or self.failed:
             return
-        (step, rate, factor, taken), self._unread = self._unread, None
+        (step, factor, taken), self._unread = self._unread, None
         facts = self._trainer.read(taken)
         if facts is None:
             self._trainer.steps = step  # what came since counts for nothing
+            peak = self.hyperparameters["learning_rate"]
             self.failed = (
                 f"the loss or its gradient exploded at step {step} of {self.steps} "
-                f"(learning rate {rate:.3g}); lower the learning rate"
+                f"(learning rate {peak:.3g}); lower the learning rate"
+                if step
+                else "the loss or its gradient is not finite before the first update: a mistake in "
+                "the method's loss, or activations that are not what they should be"
             )
             return
         if step == 0 and self._trainer.penalised and "lambda" not in self.hyperparameters:

@@ -202,6 +202,22 @@ def _worst(
     )
 
 
+def _tables(run: Path, committed: Path, update: bool) -> list[str]:
+    """The names of the tables to compare: those that both folders have. Says which it leaves out.
+
+    Raises:
+        UserError: one of them has no autoencoders.csv.
+    """
+    there = [name for name in TABLES if update or (committed / f"{name}.csv").is_file()]
+    both = [name for name in there if (run / f"{name}.csv").is_file()]
+    if not both or "autoencoders" not in both:
+        lacking = committed if (run / "autoencoders.csv").is_file() else run
+        raise UserError(f"{lacking / 'autoencoders.csv'}: no such file")
+    if left := [name for name in TABLES if name not in both]:
+        print(f"not in both folders, left out: {', '.join(f'{name}.csv' for name in left)}")
+    return both
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compare or, with --update, commit anew; the exit status is 1 if something moved."""
     parser = argparse.ArgumentParser(prog="python -m l0plane.verify", description=__doc__)
@@ -210,20 +226,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write the second from the first")
     options = parser.parse_args(arguments)
     try:
-        found = {name: tidy.read(options.run / f"{name}.csv") for name in TABLES}
+        tables = _tables(options.run, options.committed, options.update)
+        found = {name: tidy.read(options.run / f"{name}.csv") for name in tables}
         if options.update:
             for name, rows in found.items():
                 kept = [column for column in rows if column not in LEFT_OUT]
                 tidy.write(rows[kept], options.committed / f"{name}.csv")
             print(f"{options.committed}: {len(found)} tables written from {options.run}")
             return 0
-        expected = {name: tidy.read(options.committed / f"{name}.csv") for name in TABLES}
+        expected = {name: tidy.read(options.committed / f"{name}.csv") for name in tables}
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     moved: list[Moved] = []
     used = []
-    for name in TABLES:
+    for name in tables:
         changes, shares = compare(name, expected[name], found[name])
         moved += changes
         used.append(shares.assign(table=name))
@@ -233,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     worst = numbers.loc[numbers["share"].idxmax()]
     reach = f"at {worst['share']:.0%} of its" if np.isfinite(worst["share"]) else "beyond any"
     print(
-        f"{len(numbers)} numbers in {len(TABLES)} tables, {same:.1%} of them the same to the last "
+        f"{len(numbers)} numbers in {len(tables)} tables, {same:.1%} of them the same to the last "
         f"bit; the farthest is {worst['column']} in {worst['table']}.csv, {reach} tolerance"
     )
     if missed := sum(int(_missed(rows).sum()) for rows in expected.values()):

@@ -12,6 +12,7 @@ from l0plane import plan, sources
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
+from l0plane.schemas import read_yaml
 from l0plane.tuning import CLIMB, sides
 
 REPOSITORY = Path(workflow.basedir)
@@ -30,6 +31,8 @@ os.environ.update(
 )
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(Path(path))  # Snakemake passes over a key that stands there twice
     METHODS = l0config.read_methods(WORKFLOW / "methods", WORKFLOW / "schemas/method.schema.yaml")
     config = l0config.load(config, WORKFLOW / "schemas/config.schema.yaml", METHODS, REPOSITORY)
 except UserError as error:
@@ -126,8 +129,11 @@ def code_params(method):
     Snakemake compares it, and does not look into modules that a script imports. Nothing for a
     method that `l0plane.methods` does not have.
     """
-    home = sources.modules().get(method)
-    return {"code": sources.code_of(home)} if home else {}
+    try:
+        home = sources.modules().get(method)
+        return {"code": sources.code_of(home)} if home else {}
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def training_params(method):
@@ -173,7 +179,8 @@ def check_rule(method):
     """Stop before any job where the workflow's script is to train what it cannot."""
     if trained_here(method):
         try:
-            l0config.check_trained_here(WORKFLOW / "methods" / method, METHODS[method])
+            said = own_rule(method).params.get("method")
+            l0config.check_trained_here(WORKFLOW / "methods" / method, METHODS[method], said)
         except UserError as error:
             raise WorkflowError(str(error)) from None
 
@@ -308,6 +315,12 @@ def measurement_tables():
         name: [measurements(method)[name] for method in methods]
         for name, (_, methods) in TABLES.items()
     }
+
+
+def rows_measured():
+    """How many autoencoders each method's measurements have."""
+    own = dict.fromkeys(config["methods"], len(plan.levels(config)))
+    return own | {name: len(entry["paths"]) for name, entry in config["external"].items()}
 
 
 def tuning_table():

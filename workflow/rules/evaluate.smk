@@ -72,6 +72,7 @@ rule collect:
     params:
         config=config,
         methods=SERIES,
+        rows=rows_measured(),
     message:
         "Collect the measurements of {params.config[run]} into tables"
     script:

@@ -2,7 +2,7 @@
 
 import sys
 
-from l0plane.missing import Asked, Job, note
+from l0plane.missing import Asked, Job, hold, note
 
 
 def asked():
@@ -58,6 +58,14 @@ def note_missing():
     """Say what the run was asked for and does not have, and keep it as a table."""
     if said := note(asked(), f"{RESULTS}/missing.csv"):
         print(f"\n{said}\n", file=sys.stderr)
+
+
+onstart:
+    if workflow.is_main_process:
+        try:
+            hold(RESULTS)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
 
 
 # What a run lacks is a table, and not a gap that nobody notices.

@@ -27,6 +27,8 @@ for method, group in GROUPS.items():
             **dict(own_rule(method).params.items()),
             **({"language_model_path": language_model_path} if group.streamed else {}),
         message:
-            f"{METHODS[method]['label']}: {len(group.levels)} levels, {group.stem}"
+            # Braces are Snakemake's, unless there are two.
+            METHODS[method]["label"].replace("{", "{{").replace("}", "}}")
+            + f": {len(group.levels)} levels, {group.stem}"
         script:
             "../scripts/train.py"

@@ -7,7 +7,7 @@ which says what was run.
 import platform
 
 from l0plane import __version__, tidy
-from l0plane.files import read_json, write_json
+from l0plane.files import UserError, read_json, write_json
 from l0plane.jobs import job
 from l0plane.machine import machine, versions
 
@@ -15,7 +15,15 @@ with job(snakemake):
     params, output = snakemake.params, snakemake.output
     for name, paths in snakemake.input.items():
         if name != "manifest":
-            table = tidy.together([tidy.read(path) for path in paths], name)
+            parts = [tidy.read(path) for path in paths]
+            if name == "autoencoders":
+                for part, path, rows in zip(parts, paths, params.rows.values(), strict=True):
+                    if len(part) != rows:
+                        raise UserError(
+                            f"{path}: {len(part)} rows; expected {rows}, one for each autoencoder; "
+                            "remove it, and the same command measures again"
+                        )
+            table = tidy.together(parts, name)
             tidy.write(table, output[name])
             if name == "autoencoders":
                 for failure in tidy.failures(table):

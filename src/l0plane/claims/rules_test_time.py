@@ -208,7 +208,7 @@ def _coincide(evidence: Evidence, method: str, margin: float, name: str, units: 
         name,
         units,
         Region(-np.inf, margin),
-        "% mean absolute difference in nMSE of JumpReLU and TopK",
+        "% mean absolute difference in nMSE of the JumpReLU and the TopK curve",
         evidence.resampler,
         f"no test-time TopK and JumpReLU curves of {method} over the same L0",
     )
@@ -227,7 +227,7 @@ def curves_part_at_k(evidence: Evidence) -> list[Part]:
             "above k",
             _units(evidence, "topk", above),
             POSITIVE,
-            "% nMSE of JumpReLU against TopK",
+            "% nMSE of the JumpReLU curve against the TopK curve",
             evidence.resampler,
             "no test-time TopK and JumpReLU curves of topk over the same L0 above k",
         ),

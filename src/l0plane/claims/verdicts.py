@@ -75,7 +75,7 @@ def judge_part(name: str, result: Estimate, region: Region, unit: str, detail: s
         verdict = CONTRADICTED
     else:
         verdict = INCONCLUSIVE
-    slack = min(low - region.low, region.high - high) / max(high - low, np.finfo(float).tiny)
+    slack = min(low - region.low, region.high - high) / max(high - low, 1e-12)
     return Part(name, verdict, detail, result.effect, unit, low, high, slack, region)
 
 

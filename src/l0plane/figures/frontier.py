@@ -44,11 +44,10 @@ def frontier(
         points = means[(means["method"] == method) & means["value"].notna()]
         if points.empty:
             continue
-        spread = [points["value"] - points["low"], points["high"] - points["value"]]
         ax.errorbar(
             points["l0"],
             points["value"],
-            yerr=spread,
+            yerr=style.span_of_seeds(points),
             color=look.color,
             marker=look.marker,
             markeredgewidth=0.8,

@@ -117,7 +117,8 @@ def _plane(refinement: pd.DataFrame, n: int, looks: dict[str, Style], ax: Axes) 
     for method, points in tables.items():
         line: dict[str, Any] = {"color": looks[method].color, "marker": looks[method].marker}
         ax.plot(points["l0"], points["nmse"], **line)
-        ax.plot(points["l0"], points["nmse_refined"], **line, linestyle="--", mfc="white")
+        # Not filled: refined, one method's points can come to lie on the other's.
+        ax.plot(points["l0"], points["nmse_refined"], **line, linestyle="--", mfc="none", zorder=3)
     ax.set(xlabel=style.L0_LABEL, ylabel=style.METRIC_LABELS["nmse"])
     if all(points.empty for points in tables.values()):
         style.empty(ax, f"no refined autoencoder with n = {n:,}")

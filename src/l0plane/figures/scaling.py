@@ -47,11 +47,10 @@ def scaling(
         if points.empty:
             continue
         for off, part in points.groupby("off"):
-            spread = [part["value"] - part["low"], part["high"] - part["value"]]
             ax.errorbar(
                 part["n"],
                 part["value"],
-                yerr=spread,
+                yerr=style.span_of_seeds(part),
                 color=look.color,
                 marker=look.marker,
                 markerfacecolor="none" if off else look.color,

@@ -11,13 +11,21 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from l0plane.files import replacing
 
@@ -118,8 +126,11 @@ def powers_of_ten(ax: Axes, name: str = "y", highest: float = np.inf) -> None:
         ticks = ticks[(ticks >= low) & (ticks <= high)]
         if len(ticks) >= 4:
             break
+    if len(ticks) < 2:  # all within a few percent: evenly spaced numbers
+        ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
     axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FixedFormatter([f"{t:.3g}" for t in ticks]))
+    axis.set_major_formatter(FixedFormatter([f"{t:.6g}" for t in np.round(ticks, 6)]))
     axis.set_minor_locator(LogLocator(subs=range(2, 10)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -136,6 +147,13 @@ def drop_nonpositive(ax: Axes, values: np.ndarray) -> np.ndarray:
         plural = "s" if hidden > 1 else ""
         note(ax, f"{hidden} point{plural} at or below 0 not shown")
     return np.where(values > 0, values, np.nan)
+
+
+def span_of_seeds(points: pd.DataFrame) -> list[pd.Series]:
+    """How far the bars of `mean_over_seeds` go down and up; none where there is one seed."""
+    several = points["seeds"] > 1
+    ends = points["value"] - points["low"], points["high"] - points["value"]
+    return [end.where(several) for end in ends]
 
 
 def note(ax: Axes, text: str, x: float = 0.98, y: float = 0.98) -> None:
