@@ -50,7 +50,7 @@ def draw_claims(claims: pd.DataFrame) -> Figure:
             f"claims: verdict {sorted(unknown)[0]!r}; expected one of {', '.join(_VERDICTS)}"
         )
     statements = [textwrap.wrap(str(statement), 47) for statement in claims["statement"]]
-    effects = [textwrap.wrap(_effect(claim), 27) for _, claim in claims.iterrows()]
+    effects = [textwrap.wrap(_effect(claim), 26) for _, claim in claims.iterrows()]
     lines = [max(len(a), len(b), 1) for a, b in zip(statements, effects, strict=True)]
     heights = [0.17 * count + 0.14 for count in lines]
     fig = Figure(figsize=(style.WIDTH, sum(heights) + 0.65))
