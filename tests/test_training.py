@@ -230,6 +230,24 @@ def test_latents_that_all_die_are_told():
     assert not len(result.autoencoder.encode(STORE.sample(512)).indices)
 
 
+def test_a_threshold_is_estimated_for_all_levels_in_one_pass(monkeypatch):
+    """A stream would have to compute its activations again for every other one."""
+    asked, settings = [], SETTINGS | {"tokens": 20 * 256}
+    batches = STORE.batches
+    monkeypatch.setattr(
+        type(STORE), "batches", lambda self, *a: (asked.append(a[2]), batches(*a))[1]
+    )
+
+    def levels(*l0s):
+        facts = (0, settings, HYPERPARAMETERS)
+        return [Training("batch_topk", STORE.sample(512), N, l0, *facts) for l0 in l0s]
+
+    together = [result.autoencoder.digest() for result in train_together(levels(2, 3, 5), STORE, 7)]
+    assert asked == [7, 7]  # to train on, to look at
+    alone = [next(train_together(levels(l0), STORE, 7)).autoencoder.digest() for l0 in (2, 3, 5)]
+    assert together == alone
+
+
 def trainer(name="topk", **changes):
     method = METHODS[name](3, HYPERPARAMETERS)
     parameters = method.initialise(STORE.sample(512), N, torch.Generator().manual_seed(0))
@@ -247,7 +265,7 @@ def test_an_explosion_in_the_last_step_or_before_a_checkpoint_is_not_overlooked(
 
     training = before_the_last()
     training.step(x * math.nan)
-    facts = training.finish([x]).facts
+    facts = training.finish().facts
     assert "at step 2 of 3" in facts["failed"] and facts["training_steps"] == 2
     training = before_the_last()
     training.step(x * math.nan)
@@ -255,7 +273,7 @@ def test_an_explosion_in_the_last_step_or_before_a_checkpoint_is_not_overlooked(
     assert saved["failed"] and saved["steps"] == 2
     at_once = Training("topk", STORE.sample(512), N, 3, 0, settings, HYPERPARAMETERS)
     at_once.step(x * math.nan)
-    assert "before the first update" in at_once.finish([x]).facts["failed"]
+    assert "before the first update" in at_once.finish().facts["failed"]
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "relu_scaled"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from l0plane.checkpoint import Checkpoint, State
 from l0plane.distributed import ALONE, REPLICATED, Ranks
 from l0plane.files import UserError
 from l0plane.methods import METHODS
+from l0plane.methods.base import Parameters
 from l0plane.penalty import PenaltyController, warm_up
 from l0plane.tidy import MEASURED
 from l0plane.trainer import Taken, Trainer
@@ -178,8 +179,23 @@ class Training:
         self._controller.observe(facts["l0"])
         self._log.add(step, facts)
 
-    def finish(self, batches: Iterable[Tensor]) -> Trained:
-        """The result; `batches` of training activations are there for estimates.
+    @property
+    def estimates(self) -> int:
+        """How many batches `estimate` is to be shown before `finish`."""
+        self._read()
+        return 0 if self.failed else self._method.estimates
+
+    def estimate(self, x: Tensor) -> None:
+        """Look at a batch `x [batch_tokens, d]` once more, with the averaged parameters."""
+        started = time.perf_counter()
+        self._method.estimate(self._averaged(), self._method.ranks.rows(x))
+        self.seconds += time.perf_counter() - started
+
+    def _averaged(self) -> Parameters:
+        return {key: state.ema for key, state in self._trainer.states.items()}
+
+    def finish(self) -> Trained:
+        """The result, once all `estimates` were made.
 
         Where latents are shared, rank 0 has all of them, and the others have their own.
         """
@@ -188,8 +204,7 @@ class Training:
         autoencoder = None
         if not self.failed:
             ranks = self._method.ranks
-            averaged = {key: state.ema for key, state in self._trainer.states.items()}
-            autoencoder = self._method.finish(averaged, map(ranks.rows, batches))
+            autoencoder = self._method.finish(self._averaged())
             # Zero biases and thresholds are made on the CPU; the sample is encoded where it is.
             autoencoder = autoencoder.to(self._sample.device)
             if not ranks.over_latents(len(autoencoder.encode(self._sample).indices)):
@@ -323,8 +338,13 @@ def train_together(
         if checkpoint is not None:
             checkpoint.save_if_due(trainings)
     courses.clear()  # a stream's buffer is not to lie beside that of the estimates' batches
+    for order, those in sharing.items():
+        looking = [training for training in those if training.estimates]
+        for x in islice(batches(order), max((its.estimates for its in looking), default=0)):
+            for training in looking:
+                training.estimate(x)
     for training in trainings:
-        trained = training.finish(batches(training.seed if seed is None else seed))
+        trained = training.finish()
         if training.failed:
             print(f"{training.title}: {training.failed}", flush=True)
         yield trained

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +59,9 @@ class Method(ABC):
     It then waits for nothing on the GPU, makes codes that are `padded`, and reads no number on the
     host that changes from step to step: the step is told to the GPU once (`recording`).
     """
+
+    estimates = 0
+    """How many training batches `estimate` is shown, with the trained parameters."""
 
     l0_delay = 0.02
     """Share of a training in which L0 answers a change of the penalty's factor."""
@@ -126,9 +128,12 @@ class Method(ABC):
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """The training loss of a batch `x [rows, d]`."""
 
+    def estimate(self, parameters: Parameters, x: Tensor) -> None:  # noqa: B027  # most need none
+        """Take what `finish` needs to know from a training batch `x [rows, d]`, in `estimates`."""
+
     @abstractmethod
-    def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
-        """The trained autoencoder; `batches` of training activations are there for estimates."""
+    def finish(self, parameters: Parameters) -> Autoencoder:
+        """The trained autoencoder."""
 
 
 def geometric_median(x: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:

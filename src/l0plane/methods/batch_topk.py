@@ -7,7 +7,7 @@ value kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,17 @@ from l0plane.autoencoder import Autoencoder, JumpReLU
 from l0plane.code import Code
 from l0plane.methods.base import Loss, Method, Parameters
 
-THRESHOLD_BATCHES = 64
-
 
 class BatchTopKMethod(Method):
     """TopK over the batch, with `k` the mean L0 asked for."""
 
     auxk = True
     recorded = True
+    estimates = 64
+
+    def __init__(self, l0: float, hyperparameters: dict[str, Any]):
+        super().__init__(l0, hyperparameters)
+        self._smallest: list[float] = []
 
     def loss(self, parameters: Parameters, x: Tensor) -> Loss:
         """Squared error of the `k B` largest."""
@@ -69,14 +72,15 @@ class BatchTopKMethod(Method):
         self.memory["guess"] = 0.8 * values.min().item() if len(values) == count else 0.0
         return candidates
 
-    def finish(self, parameters: Parameters, batches: Iterable[Tensor]) -> Autoencoder:
+    @torch.no_grad()
+    def estimate(self, parameters: Parameters, x: Tensor) -> None:
+        """Note the smallest value that is kept."""
+        values, _ = self.ranks.gather(self._select(parameters, x).values)
+        self._smallest.append(values.min().item() if len(values) else 0.0)
+
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """A JumpReLU with the one estimated threshold."""
-        smallest = []
-        with torch.no_grad():
-            for _, x in zip(range(THRESHOLD_BATCHES), batches, strict=False):
-                values, _ = self.ranks.gather(self._select(parameters, x).values)
-                smallest.append(values.min().item() if len(values) else 0.0)
-        threshold = sum(smallest) / len(smallest)
+        threshold = sum(self._smallest) / len(self._smallest)
         n = len(parameters["encoder"])
         return Autoencoder(
             **parameters,

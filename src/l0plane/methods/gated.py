@@ -39,7 +39,7 @@ class GatedMethod(Method):
         frozen, _ = self.ranks.squared_error(x, gate, decoder.detach(), pre_bias.detach())
         return Loss(objective + frozen, error, code, gate.values.sum())
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """The gate's and the magnitude's parameters become the activation function."""
         function = Gated(**{name: parameters.pop(name) for name in self.extra_parameters(0)})
         bias = torch.zeros(len(parameters["encoder"]))

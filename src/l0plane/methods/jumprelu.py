@@ -93,7 +93,7 @@ class JumpReLUMethod(Method):
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
         return Loss(objective, error, code, count)
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """As trained, with the thresholds themselves."""
         threshold = parameters.pop("log_threshold").exp()
         return Autoencoder(**parameters, activation_function=JumpReLU(threshold))

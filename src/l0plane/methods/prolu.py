@@ -59,7 +59,7 @@ class _ProLU(Method):
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
         return Loss(objective, error, code, values.sum())
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """Exactly a JumpReLU with threshold `max(0, -b)` and no encoder bias."""
         bias = parameters.pop("encoder_bias")
         return Autoencoder(

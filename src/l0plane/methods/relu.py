@@ -30,6 +30,6 @@ class ReLUMethod(Method):
         objective, error = self.ranks.squared_error(x, code, p["decoder"], p["pre_bias"])
         return Loss(objective, error, code, code.values.sum())
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """As trained."""
         return Autoencoder(**parameters, activation_function=ReLU())

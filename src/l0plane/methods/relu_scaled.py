@@ -32,7 +32,7 @@ class ScaledReLUMethod(Method):
         decoder, pre_bias = self.base.decoder, self.base.pre_bias
         return Loss(*self.ranks.squared_error(x, code, decoder, pre_bias), code)
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """The scales fold into the encoder: `s ReLU(v) = ReLU(s v)`; the decoder stays unit."""
         scale = parameters["log_scale"].exp()
         base = self.base

@@ -24,7 +24,7 @@ class TopKMethod(Method):
         code = self.ranks.encode_top_k(x, pre_bias, encoder, int(self.l0), padded=True)
         return Loss(*self.ranks.squared_error(x, code, parameters["decoder"], pre_bias), code)
 
-    def finish(self, parameters: Parameters, batches: object) -> Autoencoder:
+    def finish(self, parameters: Parameters) -> Autoencoder:
         """As trained; TopK has no encoder bias."""
         bias = torch.zeros(len(parameters["encoder"]))
         return Autoencoder(**parameters, encoder_bias=bias, activation_function=TopK(int(self.l0)))
