@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_config import DEFAULT, SCHEMAS, merged
 from test_workflow import REPOSITORY, SMOKE, snakemake
 
-from l0plane import config, corpus, external, measuring, tidy
+from l0plane import config, corpus, external, measuring, schemas, tidy
 from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.lambdas import read_lambda
@@ -168,7 +168,7 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
     ),
     (
         "warm-up longer than the tuning",
-        {"tuning": {"tokens": 800}},
+        {"tuning": {"tokens": 800, "table": "measure"}},
         "training.warmup_steps:",
         "tuning.tokens / training.batch_tokens, 2",
     ),
@@ -348,6 +348,19 @@ def test_a_method_folder(tmp_path, change, expected):
     message = said(config.read_methods, tmp_path / "methods", SCHEMAS / "method.schema.yaml")
     for part in expected:
         assert part in message
+
+
+def test_what_yaml_merges_stands_there_once(tmp_path):
+    path = tmp_path / "it.yaml"
+    path.write_text(
+        "defs:\n  base: &base {a: 1, b: 2}\n  mid: &mid {<<: *base, a: 3}\n"
+        "leaf: {<<: *mid, b: 4}\nnumbers: {8: x, '8': y}\n"
+    )
+    assert schemas.read_yaml(path)["leaf"] == {"a": 3, "b": 4}
+    path.write_text("a: {x: 1}\nb: [{y: 1, z: 2, y: 3}]\n")
+    assert "it.yaml:2: not valid YAML ('y' stands there twice)" in said(schemas.read_yaml, path)
+    path.write_text("? [a, b]\n: 1\n")
+    assert "it.yaml:1: not valid YAML" in said(schemas.read_yaml, path)
 
 
 def test_numbers_of_a_method_may_be_written_as_people_do(tmp_path):

@@ -317,6 +317,31 @@ def test_simultaneous_intervals_hold_together():
     assert 0.85 < coverage(draw, 100) < 0.995
 
 
+def test_one_block_of_many_borrows_the_spread_of_those_with_several_seeds():
+    """As a pair of C17 does, of which each is combined by itself."""
+    resampler = Resampler(np.arange(2), 50, 0)
+    units = [Unit("several", seed, np.full(51, 0.1 * seed)) for seed in range(3)]
+    units.append(Unit("single", 0, np.zeros(51)))
+    alone = estimate(resampler.combine(units, {"single": 1.0}))
+    mean = estimate(resampler.combine(units, {"several": 1.0}))
+    assert alone.high - alone.low == pytest.approx(np.sqrt(3) * (mean.high - mean.low), rel=0.2)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_simultaneous_intervals_of_few_seeds_hardly_depend_on_the_random_seed(seeds):
+    """Student's t of two or three seeds has no variance to divide by."""
+    spread = np.random.default_rng(0).standard_normal((12, seeds))
+    widths = []
+    for trial in range(8):
+        resampler = Resampler(np.arange(2), 2000, trial)
+        units = [
+            Unit(pair, seed, np.full(2001, value)) for (pair, seed), value in np.ndenumerate(spread)
+        ]
+        each = [resampler.combine(units, {pair: 1.0}) for pair in range(12)]
+        widths.append([found.high - found.low for found in simultaneous(np.stack(each))])
+    assert (np.std(widths, axis=0) < 0.1 * np.mean(widths, axis=0)).all()
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

@@ -94,6 +94,13 @@ def test_our_own_mistake_is_in_the_log_with_its_place(snakemake):
     )
 
 
+def test_of_an_error_of_several_lines_the_first_is_the_message(snakemake):
+    with pytest.raises(SystemExit), job(snakemake):
+        raise RuntimeError("CUDA error: out of luck\nCompile with more\nlines")
+    *_, last = log_of(snakemake).splitlines()
+    assert last.startswith("a: RuntimeError: CUDA error: out of luck (")
+
+
 def candidates(**columns):
     keys = {"method": "a", "n": 64, "l0_target": 10}
     keys |= {"l0": 10.0, "nmse": 0.5, "training_tokens": 1}

@@ -1,5 +1,7 @@
 """A table in which one quantity moved is found out, and which, where and by how much is said."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -206,7 +208,7 @@ def folders(tmp_path):
 
 def test_the_command_commits_compares_and_says_what_moved(folders, capsys):
     assert verify.main(folders) == 2
-    assert "committed/autoencoders.csv: no such file" in capsys.readouterr().err
+    assert "committed: no table to compare with" in capsys.readouterr().err
     assert verify.main([*folders, "--update"]) == 0
     assert "training_seconds" not in tidy.read(f"{folders[1]}/autoencoders.csv")
     assert verify.main(folders) == 0
@@ -221,6 +223,16 @@ def test_the_command_commits_compares_and_says_what_moved(folders, capsys):
     said = capsys.readouterr().out
     assert "refinement.csv: nmse moved in 1 of 3 rows, most in method=relu" in said
     assert "1 column(s) moved" in said
+
+
+def test_only_what_is_committed_is_compared_and_of_that_all(folders, capsys):
+    verify.main([*folders, "--update"])
+    Path(folders[1], "tuning.csv").unlink()
+    assert verify.main(folders) == 0
+    assert "committed, left out: tuning.csv" in capsys.readouterr().out
+    Path(folders[0], "claims.csv").unlink()
+    assert verify.main(folders) == 2
+    assert "run/claims.csv: no such file" in capsys.readouterr().err
 
 
 def test_a_number_that_became_an_empty_cell_is_not_the_same_to_the_last_bit(folders, capsys):

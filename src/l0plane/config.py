@@ -353,10 +353,10 @@ def _check_budgets(config: Config) -> None:
     ]:
         if tokens < size:
             raise UserError(f"{key}: {tokens} is too small; expected at least {piece}, {size}")
-    for key, tokens in (
-        ("training.tokens", training["tokens"]),
-        ("tuning.tokens", config["tuning"]["tokens"]),
-    ):
+    budgets = {"training.tokens": training["tokens"]}
+    if config["tuning"]["table"] == MEASURE:
+        budgets["tuning.tokens"] = config["tuning"]["tokens"]
+    for key, tokens in budgets.items():
         _at_most(
             "training.warmup_steps",
             training["warmup_steps"],

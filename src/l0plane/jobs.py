@@ -86,7 +86,7 @@ def refusal(error: Exception) -> str | None:
 
 def _mistake(error: Exception) -> str:
     """What Python says of an error, in one line, and where in l0plane or a script it came up."""
-    said = traceback.format_exception_only(error)[-1].strip()
+    said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)[1:]  # not of this file
     here = (str(Path(__file__).parent), str(Path(".snakemake/scripts").resolve()))
     place = ([frame for frame in frames if frame.filename.startswith(here)] or frames)[-1]

@@ -137,8 +137,8 @@ def search_lambda(
     Returns:
         One row per training: `lambda` and what `validate` measures. First the one that was found:
         of those whose L0 is `CLOSE` the one with the least error, or else the closest; then the
-        others as their lambdas come nearest to its. Beyond a lambda whose training failed none is
-        tried; before one gives the L0, the search ends with it.
+        others as their lambdas come nearest to its. Beyond a lambda whose training failed, and
+        around it, none is tried; before one gives the L0, the search ends with it.
 
     Raises:
         Failed: as `train` does, if not one training went through.
@@ -203,8 +203,9 @@ def following(
 
     Once a lambda gives the L0, and if `around`, ones beyond the least are tried until one gives
     many more latents, and ones beyond the greatest until one gives many fewer; not beyond one that
-    `failed`. Wherever two neighbours of which neither gives the L0 then have it between them, one
-    that gives it is sought there, too, until L0 jumps between close lambdas.
+    `failed`, nor between neighbours around it. Wherever two neighbours of which neither gives the
+    L0 then have it between them, one that gives it is sought there, too, until L0 jumps between
+    close lambdas.
     """
     tried = sorted((trial["lambda"], trial["l0"]) for trial in trials)
     found = [factor for factor, got in tried if _close(got, l0)]

@@ -26,17 +26,17 @@ def hold(results: str | Path) -> None:
     Raises:
         UserError: another Snakemake has it; each would remove the other's files.
     """
-    Path(results).mkdir(parents=True, exist_ok=True)
-    lock = Path(results, ".lock").open("w")  # noqa: SIM115  # open until the process ends
-    _held.append(lock)
     try:
+        Path(results).mkdir(parents=True, exist_ok=True)
+        lock = Path(results, ".lock").open("w")  # noqa: SIM115  # open until the process ends
+        _held.append(lock)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"{results}: another snakemake is at work on this run; wait for it, or give this one "
             "a name of its own (--config run=...)"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError:  # a file system without locks, or one that jobs will say more of
         pass
 
 

@@ -37,18 +37,25 @@ _Validator = jsonschema.validators.extend(
 )
 
 
-class _Once(yaml.SafeLoader):
-    """Refuses a key that stands in a mapping twice, of which YAML would drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _refuse_twice(node: yaml.Node | None) -> None:
+    """Refuse a key that stands in a mapping twice, of which YAML would drop the first."""
+    nodes, visited = [node] if node else [], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited or not isinstance(node, yaml.CollectionNode):
+            continue
+        visited.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            nodes += node.value
+            continue
+        nodes += [part for pair in node.value for part in pair]
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+        for key in keys:
+            if (key.tag, key.value) in seen and not key.tag.endswith(":merge"):
                 problem = f"{key.value!r} stands there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add((key.tag, key.value))
 
 
 def read_yaml(path: Path) -> Any:
@@ -58,7 +65,9 @@ def read_yaml(path: Path) -> Any:
         UserError: it is not valid; names the file, and the line where that is known.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Once)  # which is a safe loader
+        text = path.read_text(encoding="utf-8")
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader))
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path

@@ -52,25 +52,19 @@ def modules() -> dict[str, str]:
 
 def missing(method: str) -> str | None:
     """What an import of the method's class would say that its module lacks; None if nothing."""
-    entry = {
-        alias.asname or alias.name: (node.module, alias.name)
-        for node in ast.walk(_tree(METHODS))
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-        for alias in node.names
-    }
-    for module, name in entry.values():
-        if module != modules()[method] or module == METHODS:
-            continue
-        if not _file(module).is_file():
-            return f"no module {module}"
-        bound = {
-            getattr(node, "name", None)
-            or getattr(node, "id", None)
-            or getattr(node, "asname", None)
-            for node in ast.walk(_tree(module))
-        }
-        if name not in bound:
-            return f"{_file(module).name} has no {name}"
+    module = modules()[method]
+    if module == METHODS:
+        return None
+    if not _file(module).is_file():
+        return f"no module {module}"
+    bound = set()
+    for node in ast.walk(_tree(module)):
+        bound |= {getattr(node, key, None) for key in ("name", "id", "asname")}
+    for node in ast.walk(_tree(METHODS)):
+        if isinstance(node, ast.ImportFrom) and node.module == module and not node.level:
+            for alias in node.names:
+                if alias.name not in bound:
+                    return f"{_file(module).name} has no {alias.name}"
     return None
 
 

@@ -202,20 +202,18 @@ def _worst(
     )
 
 
-def _tables(run: Path, committed: Path, update: bool) -> list[str]:
-    """The names of the tables to compare: those that both folders have. Says which it leaves out.
+def _tables(committed: Path, update: bool) -> list[str]:
+    """The names of the tables to compare: those that are committed. Says which it leaves out.
 
     Raises:
-        UserError: one of them has no autoencoders.csv.
+        UserError: there is none.
     """
-    there = [name for name in TABLES if update or (committed / f"{name}.csv").is_file()]
-    both = [name for name in there if (run / f"{name}.csv").is_file()]
-    if not both or "autoencoders" not in both:
-        lacking = committed if (run / "autoencoders.csv").is_file() else run
-        raise UserError(f"{lacking / 'autoencoders.csv'}: no such file")
-    if left := [name for name in TABLES if name not in both]:
-        print(f"not in both folders, left out: {', '.join(f'{name}.csv' for name in left)}")
-    return both
+    names = [name for name in TABLES if update or (committed / f"{name}.csv").is_file()]
+    if not names:
+        raise UserError(f"{committed}: no table to compare with, such as autoencoders.csv")
+    if left := [f"{name}.csv" for name in TABLES if name not in names]:
+        print(f"not in {committed}, left out: {', '.join(left)}")
+    return names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write the second from the first")
     options = parser.parse_args(arguments)
     try:
-        tables = _tables(options.run, options.committed, options.update)
+        tables = _tables(options.committed, options.update)
         found = {name: tidy.read(options.run / f"{name}.csv") for name in tables}
         if options.update:
             for name, rows in found.items():

@@ -31,8 +31,9 @@ os.environ.update(
 )
 
 try:
-    for path in workflow.configfiles:
-        read_yaml(Path(path))  # Snakemake passes over a key that stands there twice
+    for path in map(Path, workflow.configfiles):
+        if path.suffix != ".json":
+            read_yaml(path)  # Snakemake passes over a key that stands there twice
     METHODS = l0config.read_methods(WORKFLOW / "methods", WORKFLOW / "schemas/method.schema.yaml")
     config = l0config.load(config, WORKFLOW / "schemas/config.schema.yaml", METHODS, REPOSITORY)
 except UserError as error:

@@ -130,7 +130,7 @@ def powers_of_ten(ax: Axes, name: str = "y", highest: float = np.inf) -> None:
         ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
         ticks = ticks[(ticks >= low) & (ticks <= high)]
     axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FixedFormatter([f"{t:.6g}" for t in np.round(ticks, 6)]))
+    axis.set_major_formatter(FixedFormatter([f"{t:.6g}" for t in ticks]))
     axis.set_minor_locator(LogLocator(subs=range(2, 10)))
     axis.set_minor_formatter(NullFormatter())
 
