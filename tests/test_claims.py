@@ -1,5 +1,6 @@
 """The verdict on each claim, on tables in which it is true, false or cannot be told."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,14 @@ def test_dead_latents_need_three_rates_and_leave_out_divergence():
     other = tuning[tuning["learning_rate"] >= 3e-4].assign(n=64)
     other = other.assign(dead_fraction=-np.log10(other["learning_rate"]))
     assert verdict("C18", Tables(tuning=pd.concat([tuning, other]))) == "reproduced"
+    # Dead latents that come with rates above the chosen one only.
+    late = tuning.assign(
+        chosen=tuning["learning_rate"] == 1e-3,
+        dead_fraction=np.where(tuning["learning_rate"] > 1e-3, 0.9, 0.1 - tuning["learning_rate"]),
+    )
+    (part,) = judged("C18", Tables(tuning=late))
+    assert part.effect > 0
+    assert re.search(r"of rates up to the chosen ones alone -0\.\d+, -", part.detail)
     for share in (0.0, 0.1):  # that depends on no rate: none, or those of a frozen encoder
         assert verdict("C18", Tables(tuning=tuning.assign(dead_fraction=share))) == "not measured"
 

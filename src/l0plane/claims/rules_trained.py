@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from l0plane.claims.bootstrap import LEVEL, Estimate, Unit, estimate
@@ -171,6 +172,40 @@ def dead_latents(evidence: Evidence) -> list[Part]:
         if apart in tuning.columns:
             tuning = tuning[~tuning[apart].astype(bool)]
     tuning = tuning.dropna(subset=["dead_fraction"])
+    slopes = _slopes(tuning)
+    if len(slopes) < 3:
+        return [not_measured("", f"{len(slopes)} methods qualify; needs {needed}")]
+    result = _mean_slope(slopes)
+    detail = "slopes: " + ", ".join(f"{method} {slope:+.3g}" for method, slope in slopes.items())
+    if len(sensible := _slopes(_up_to_chosen(tuning))) >= 3:
+        mean = _mean_slope(sensible)
+        detail += (
+            f"; of rates up to the chosen ones alone {mean.effect:+.2g}, "
+            f"{mean.low:+.2g} to {mean.high:+.2g}"
+        )
+    unit = "points of dead latents per tenfold learning rate"
+    return [judge_part("", result, POSITIVE, unit, detail)]
+
+
+def _up_to_chosen(tuning: pd.DataFrame) -> pd.DataFrame:
+    """The candidates whose rates are not above the one chosen at their level."""
+    level = ["method", "l0_target"]
+    if "chosen" not in tuning.columns:
+        return tuning.iloc[:0]
+    chosen = tuning[tuning["chosen"].astype(bool)].drop_duplicates(level)
+    most = tuning[level].merge(chosen[[*level, "learning_rate"]], "left")["learning_rate"]
+    return tuning[tuning["learning_rate"].to_numpy() <= most.to_numpy() * 1.001]
+
+
+def _mean_slope(slopes: dict[str, float]) -> Estimate:
+    """The mean over methods, with Student's t."""
+    values = np.array([*slopes.values()])
+    reach = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    return Estimate(float(values.mean()), *(float(values.mean() + s * reach) for s in (-1, 1)))
+
+
+def _slopes(tuning: pd.DataFrame) -> dict[str, float]:
+    """Points of dead latents in the tenfold of the rate, of each method that C18 can look at."""
     setting = [key for key in ("n", "l0_target", "seed", "knob", "value") if key in tuning.columns]
     slopes: dict[str, float] = {}
     for method, rows in tuning.groupby("method"):
@@ -184,11 +219,4 @@ def dead_latents(evidence: Evidence) -> list[Part]:
         ]
         if found:
             slopes[str(method)] = float(np.mean(found))
-    if len(slopes) < 3:
-        return [not_measured("", f"{len(slopes)} methods qualify; needs {needed}")]
-    values = np.array([*slopes.values()])
-    reach = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    result = Estimate(float(values.mean()), *(float(values.mean() + s * reach) for s in (-1, 1)))
-    detail = "slopes: " + ", ".join(f"{method} {slope:+.3g}" for method, slope in slopes.items())
-    unit = "points of dead latents per tenfold learning rate"
-    return [judge_part("", result, POSITIVE, unit, detail)]
+    return slopes
