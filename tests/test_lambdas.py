@@ -221,6 +221,18 @@ def winding(monkeypatch, steered, best=0.0):
     return tried
 
 
+@pytest.mark.parametrize("start", [0.003, 0.03, 0.05, 0.1, 0.154, 0.3, 3.0])
+@pytest.mark.parametrize("l0", [8, 12, 16])
+@pytest.mark.parametrize("around", [True, False])
+def test_where_l0_winds_one_is_found_and_none_tried_twice(monkeypatch, start, l0, around):
+    tried = winding(monkeypatch, steered=start)
+    starts = {} if around else {"start": start}
+    arguments = ("relu", STORE, Validation(), N, l0, SETTINGS, HYPERPARAMETERS)
+    found = search_lambda(*arguments, **starts)
+    assert len({*tried}) == len(tried)
+    assert abs(found["l0"][0] / l0 - 1) < CLOSE
+
+
 @pytest.mark.parametrize("failing", [0.005, 0.04])
 def test_beyond_a_lambda_whose_training_fails_none_is_tried_but_on_the_other_side(
     monkeypatch, failing

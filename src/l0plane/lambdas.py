@@ -256,8 +256,9 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     """The lambda to try next, from the (lambda, L0) tried so far.
 
     Between neighbours that have the L0 between them, if there are such; else beyond the last, by
-    the answer that the two latest trials showed: where L0 clearly rises with lambda, on the other
-    side.
+    the answer that the two latest trials showed. Where L0 clearly rises with lambda it is on the
+    other side, unless one was tried there before: the L0 of a small lambda is large in the end,
+    and that of a large one small.
     """
     for low, high in _crossings(trials, l0):
         return _secant(_point(*low, l0), _point(*high, l0))
@@ -266,7 +267,9 @@ def next_lambda(trials: list[tuple[float, float]], l0: float) -> float:
     if len(points) > 1:
         (x0, y0), (x1, y1) = points[-2:]
         answer = -(y1 - y0) / (x1 - x0)
-    rises, too_many = answer < -LEAST_ANSWER, points[0][1] > 0
+    too_many = points[0][1] > 0
+    other_side = min(points) if too_many else max(points)
+    rises = answer < -LEAST_ANSWER and other_side in points[-2:]
     x, y = max(points) if too_many != rises else min(points)
     answer = max(answer, -MOST_ANSWER if rises else LEAST_ANSWER)
     step = y / min(answer, MOST_ANSWER)
