@@ -215,6 +215,24 @@ def test_a_level_at_which_nmse_never_rises_has_no_rise_to_mute():
     assert effects[0]["nMSE rises"] < effects[1]["nMSE rises"]  # there it counts
 
 
+def test_many_points_at_one_l0_weigh_no_more_than_one():
+    """Once all positive latents are in use, larger k' add points to a curve, and nothing else."""
+    tables = World(jump_below={"multi_topk": 1.02}, noise=0.0).tables()
+    curves = tables.curve_contexts
+    last = curves[(curves["method"] == "multi_topk") & (curves["value"] == 8)]
+    more = [last.assign(value=8 + n, l0=last["l0"] * (1 + n * 1e-6)) for n in range(1, 9)]
+    # There JumpReLU is far off: one point of nine, or eight of sixteen.
+    curves = pd.concat([curves, *more], ignore_index=True)
+    off = (curves["method"] == "multi_topk") & (curves["value"] >= 8)
+    off &= curves["selection"] == "jumprelu"
+    curves = curves.assign(squared_error=curves["squared_error"] * np.where(off, 1.5, 1.0))
+    once = curves[curves["value"] <= 9]  # the last of all lies at the curve's end, beyond the mean
+    effects = [
+        judged("C15", replace(tables, curve_contexts=table))[0].effect for table in (once, curves)
+    ]
+    assert effects[0] == pytest.approx(effects[1], rel=0.01)
+
+
 def test_both_rises_of_c10_are_measured_on_the_same_contexts():
     """What curves do in contexts whose downstream loss nobody measured does not matter to it."""
     tables = World().tables()
