@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from l0plane.claims.verdicts import NO_REPEATS, VERDICTS
+from l0plane.claims.verdicts import BORROWED, NO_REPEATS, VERDICTS
 
 
 def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
@@ -23,7 +23,7 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         "",
         f"Of {len(wholes)} claims: {tally}. Intervals are 95%; the rule behind each verdict is in "
         f'`docs/claims.md`. Where a detail says "{NO_REPEATS}", another seed could move the effect '
-        "by more than its interval.",
+        f'by more than its interval; so it can, less often, at a level "{BORROWED}".',
         "",
         *_missing(failures),
         "| claim | statement | verdict | effect | unit |",

@@ -27,6 +27,7 @@ PROGRESSIVE = 5.0
 
 
 NO_REPEATS = "no seed repeated"
+BORROWED = "where its spread is borrowed"
 
 
 @dataclass(frozen=True)
@@ -153,5 +154,5 @@ def spread(units: Sequence[Unit], percents: bool = False) -> str:
         return f"by level of L0: {levels}; {NO_REPEATS}"
     found = zip(seeds, blocks, strict=True)
     fewer = ", ".join(f"{count} at {block:.4g}" for count, block in found if count < most)
-    borrowed = ", where its spread is borrowed" if min(seeds) == 1 else ""
+    borrowed = f", {BORROWED}" if min(seeds) == 1 else ""
     return f"by level of L0: {levels}; {most} seeds{fewer and f' ({fewer}{borrowed})'}"
