@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from l0plane import config as l0config
-from l0plane import plan
+from l0plane import method_folders, plan
 from l0plane.penalty import SEARCH, TRIALS
 from l0plane.tuning import sides
 
@@ -34,7 +34,9 @@ REPOSITORY = Path(__file__).parents[1]
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's configuration over the default one, and the methods."""
     workflow = REPOSITORY / "workflow"
-    methods = l0config.read_methods(workflow / "methods", workflow / "schemas/method.schema.yaml")
+    methods = method_folders.read_methods(
+        workflow / "methods", workflow / "schemas/method.schema.yaml"
+    )
     values = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
     for key, value in yaml.safe_load(path.read_text()).items():
         section = isinstance(value, dict) and isinstance(values[key], dict)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_config import DEFAULT, SCHEMAS, merged
 from test_workflow import REPOSITORY, SMOKE, snakemake
 
-from l0plane import config, corpus, external, measuring, schemas, tidy
+from l0plane import config, corpus, external, measuring, method_folders, schemas, tidy
 from l0plane.files import UserError
 from l0plane.jobs import job
 from l0plane.lambdas import read_lambda
@@ -76,7 +76,9 @@ def paths(directory):
 
 @pytest.fixture(scope="module")
 def methods():
-    return config.read_methods(REPOSITORY / "workflow/methods", SCHEMAS / "method.schema.yaml")
+    return method_folders.read_methods(
+        REPOSITORY / "workflow/methods", SCHEMAS / "method.schema.yaml"
+    )
 
 
 FILES = {"source": "files", "paths": ["text/*.txt"]}
@@ -345,7 +347,9 @@ def method_folder(folder, facts=FACTS, rule=""):
 def test_a_method_folder(tmp_path, change, expected):
     change = dict(change)
     method_folder(tmp_path / "methods" / change.pop("name", "mine"), **change)
-    message = said(config.read_methods, tmp_path / "methods", SCHEMAS / "method.schema.yaml")
+    message = said(
+        method_folders.read_methods, tmp_path / "methods", SCHEMAS / "method.schema.yaml"
+    )
     for part in expected:
         assert part in message
 
@@ -366,7 +370,7 @@ def test_what_yaml_merges_stands_there_once(tmp_path):
 def test_numbers_of_a_method_may_be_written_as_people_do(tmp_path):
     own = "order: 1e1\nhyperparameters: {learning_rate: 2e-3, width: {16: 1e-1}}\n"
     method_folder(tmp_path / "mine", f"{yaml.safe_dump(FACTS)}{own}grid: {{width: [3e-1]}}")
-    facts = config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")["mine"]
+    facts = method_folders.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")["mine"]
     assert facts["hyperparameters"] == {"learning_rate": 0.002, "width": {16: 0.1}}
     assert facts["grid"] == {"width": [0.3]}
     assert repr(facts["order"]) == "10"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from l0plane import config, plan
+from l0plane import config, method_folders, plan
 from l0plane.files import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -19,7 +19,9 @@ DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
 
 @pytest.fixture(scope="module")
 def methods():
-    return config.read_methods(REPOSITORY / "workflow/methods", SCHEMAS / "method.schema.yaml")
+    return method_folders.read_methods(
+        REPOSITORY / "workflow/methods", SCHEMAS / "method.schema.yaml"
+    )
 
 
 @pytest.fixture
@@ -395,7 +397,7 @@ def test_a_method_is_a_folder(tmp_path):
     for name in ("_template", "topk"):
         shutil.copytree(methods / name, tmp_path / name)
     shutil.copytree(methods / "_template", tmp_path / "mine")
-    found = config.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")
+    found = method_folders.read_methods(tmp_path, SCHEMAS / "method.schema.yaml")
     assert list(found) == ["topk", "mine"]  # by the order that method.yaml gives
 
 

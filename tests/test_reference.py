@@ -8,7 +8,7 @@ import pytest
 import yaml
 from test_config import merged
 
-from l0plane import config, plan
+from l0plane import config, method_folders, plan
 from l0plane.lambdas import setting
 from l0plane.tuning import neighbour, sides
 
@@ -19,7 +19,7 @@ LAMBDAS = pd.read_csv(REFERENCE / "lambdas.csv")
 DEFAULT = yaml.safe_load((REPOSITORY / "config/default.yaml").read_text())
 TUNED = TUNING[TUNING["n"] == DEFAULT["sparsity_panel"]["n"]]
 SIZES = TUNING[TUNING["n"] != DEFAULT["sparsity_panel"]["n"]]
-METHODS = config.read_methods(
+METHODS = method_folders.read_methods(
     REPOSITORY / "workflow/methods", REPOSITORY / "workflow/schemas/method.schema.yaml"
 )
 PENALISED = [name for name, facts in METHODS.items() if plan.penalised(facts)]

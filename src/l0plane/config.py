@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from l0plane import model_directory, sources
+from l0plane import model_directory
 from l0plane.files import UserError, matching_files, read_json
 from l0plane.formats import HUB, local_files
 from l0plane.hub import named
-from l0plane.plan import FACTOR, Config, Hyperparameters, levels, whole_keys
-from l0plane.schemas import is_whole, read_numbers, read_yaml, suggest, validate
+from l0plane.method_folders import check_learning_rate
+from l0plane.plan import FACTOR, Config, levels, whole_keys
+from l0plane.schemas import is_whole, read_numbers, validate
 
 #: `language_model.path` that stands for the model trained by the run itself.
 TRAINED = "trained"
@@ -41,102 +42,6 @@ _CORPUS_REQUIRED = {
     "files": ("paths",),
     "hub": ("dataset", "documents"),
 }
-
-
-def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
-    """Read every `<folder>/<method>/method.yaml` into method -> its facts, in legend order.
-
-    A folder whose name starts with an underscore or a dot is not a method.
-
-    Raises:
-        UserError: a folder's name cannot be a method's, it has no rule.smk or no method.yaml, or
-            one that is not valid or derives from a method that is not there.
-    """
-    methods: dict[str, Config] = {}
-    for path in sorted(folder.glob("[!_.]*/")):
-        if re.fullmatch("[A-Za-z0-9_]+", path.name) is None or path.name == "all":
-            raise UserError(
-                f"{path}: {path.name!r} cannot be a method's name; expected letters, digits and "
-                "underscores (an underscore in front: no method), and not all"
-            )
-        for name, what in (("method.yaml", "says what it is"), ("rule.smk", "trains it")):
-            if not (path / name).is_file():
-                raise UserError(f"{path}: no {name}, which {what}; copy that of _template")
-        path = path / "method.yaml"
-        facts = read_yaml(path)
-        read_numbers(facts, schema)
-        validate(facts, schema, f"{path}: ")
-        facts.setdefault("hyperparameters", {})
-        facts.setdefault("grid", {})
-        unknown = sorted(set(facts["grid"]) - set(facts["hyperparameters"]))
-        if unknown:
-            raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
-        for name in {"learning_rate", FACTOR} & set(facts["grid"]):
-            raise UserError(f"{path}: grid: {name} is tuned anyway, by tuning.rates")
-        if facts["knob"] == "lambda" and "lambda" in facts["hyperparameters"]:
-            raise UserError(
-                f"{path}: hyperparameters.lambda: expected none where knob is lambda: one is "
-                "searched for that gives the L0 asked for"
-            )
-        _check_learning_rate(f"{path}: hyperparameters", facts["hyperparameters"], {})
-        methods[path.parent.name] = facts
-    for name, facts in methods.items():
-        base = facts.get("derived_from")
-        others = [other for other in methods if "derived_from" not in methods[other]]
-        if base is not None and base not in others:
-            raise UserError(
-                f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method that "
-                f"stands on its own; expected one of {', '.join(others)}"
-            )
-    _check_distinct(folder, methods)
-    order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
-    return {name: methods[name] for name in order}
-
-
-def _check_distinct(folder: Path, methods: dict[str, Config]) -> None:
-    """See that no two methods are drawn alike: a copied folder is still to be edited."""
-    seen: dict[Any, str] = {}
-    for name, facts in methods.items():
-        said = {"label": facts["label"]}
-        if {"color", "marker"} <= set(facts):
-            said["color and marker"] = f"{facts['color'].lower()} {facts['marker']}"
-        for what, value in said.items():
-            if (what, value) in seen:
-                raise UserError(
-                    f"{folder / name / 'method.yaml'}: {what}: {value} is that of "
-                    f"{seen[what, value]}, too; no figure could tell them apart"
-                )
-            seen[what, value] = name
-
-
-def check_trained_here(folder: Path, facts: Config, said: str) -> None:
-    """See that the workflow's own script can train the method of a folder, whose rule runs it.
-
-    The rule's parameters name the method `said`.
-
-    Raises:
-        UserError: `l0plane.methods` has none of that name or not its class, the rule trains
-            another one, or it has no learning rate.
-    """
-    rule = folder / "rule.smk"
-    if said != folder.name:
-        raise UserError(
-            f"{rule}: params: training_params({said!r}); expected training_params({folder.name!r})"
-        )
-    known = sources.modules()
-    if folder.name not in known:
-        raise UserError(
-            f"{rule}: its script is scripts/train.py, but METHODS in "
-            f"src/l0plane/methods/__init__.py has no {folder.name!r}; "
-            f"expected {suggest(folder.name, known)}"
-        )
-    if missing := sources.missing(folder.name):
-        raise UserError(f"src/l0plane/methods/__init__.py: METHODS[{folder.name!r}]: {missing}")
-    if "learning_rate" not in facts["hyperparameters"]:
-        raise UserError(
-            f"{folder / 'method.yaml'}: hyperparameters.learning_rate is missing; "
-            "scripts/train.py, which its rule runs, needs one"
-        )
 
 
 def load(config: Config, schema: Path, methods: dict[str, Config], repository: Path) -> Config:
@@ -376,17 +281,6 @@ def _check_budgets(config: Config) -> None:
                 )
 
 
-def _check_learning_rate(where: str, values: Hyperparameters, known: Hyperparameters) -> None:
-    """Of `values` that override `known`."""
-    if FACTOR in values and "learning_rate" not in {**known, **values}:
-        raise UserError(f"{where}.{FACTOR}: there is no learning_rate that it could change")
-    rate = values.get("learning_rate", 1)
-    if not isinstance(rate, dict) and rate <= 0:
-        raise UserError(
-            f"{where}.learning_rate: {values['learning_rate']}; expected a number above 0"
-        )
-
-
 def _check_external(config: Config, methods: dict[str, Config]) -> None:
     """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
     width = residual_width(config)
@@ -433,7 +327,7 @@ def _check_hyperparameters(overrides: Config, methods: dict[str, Config]) -> Non
                 f"hyperparameters.{method}: not a method; expected some of {', '.join(methods)}"
             )
         known = methods[method]["hyperparameters"]
-        _check_learning_rate(f"hyperparameters.{method}", values, known)
+        check_learning_rate(f"hyperparameters.{method}", values, known)
         for key in values:
             if key not in known and key != FACTOR:
                 raise UserError(

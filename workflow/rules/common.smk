@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import contains_wildcard
 
 from l0plane import config as l0config
-from l0plane import plan, sources
+from l0plane import method_folders, plan, sources
 from l0plane.files import UserError
 from l0plane.formats import local_files
 from l0plane.penalty import SEARCH
@@ -34,7 +34,9 @@ try:
     for path in map(Path, workflow.configfiles):
         if path.suffix != ".json":
             read_yaml(path)  # Snakemake passes over a key that stands there twice
-    METHODS = l0config.read_methods(WORKFLOW / "methods", WORKFLOW / "schemas/method.schema.yaml")
+    METHODS = method_folders.read_methods(
+        WORKFLOW / "methods", WORKFLOW / "schemas/method.schema.yaml"
+    )
     config = l0config.load(config, WORKFLOW / "schemas/config.schema.yaml", METHODS, REPOSITORY)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -181,7 +183,7 @@ def check_rule(method):
     if trained_here(method):
         try:
             said = own_rule(method).params.get("method")
-            l0config.check_trained_here(WORKFLOW / "methods" / method, METHODS[method], said)
+            method_folders.check_trained_here(WORKFLOW / "methods" / method, METHODS[method], said)
         except UserError as error:
             raise WorkflowError(str(error)) from None
 
