@@ -112,8 +112,12 @@ def test_an_old_file_that_cannot_be_removed_costs_no_checkpoint(tmp_path, store,
     again.save(parts)
     old = {path.name for path in (tmp_path / "checkpoint").glob("*.safetensors")}
 
+    unlink = Path.unlink
+
     def refused(path, missing_ok=False):
-        raise PermissionError(path)
+        if path.name in old:
+            raise PermissionError(path)
+        unlink(path, missing_ok)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", refused)
