@@ -171,5 +171,5 @@ not a useful model of language: it knows that text and nothing else.
 | --- | --- |
 {rows}
 
-With `language_model.path: train` the workflow trains it again from the same text and seed.
+With `language_model.path: trained` the workflow trains it again from the same text and seed.
 """
