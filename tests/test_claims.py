@@ -247,6 +247,27 @@ def test_both_rises_of_c10_are_measured_on_the_same_contexts():
     assert effects[0]["nMSE rises"] != effects[1]["nMSE rises"]
 
 
+def test_a_detail_names_the_level_that_a_verdict_hangs_on():
+    contexts = World(noise=0.0).contexts()
+    relu = (contexts["method"] == "relu") & (contexts["l0_target"] == 32)
+    ahead = contexts.assign(squared_error=contexts["squared_error"] * np.where(relu, 0.3, 1.0))
+    part = judged("C1", Tables(contexts=ahead))[0]  # Gated over ReLU
+    assert part.verdict == "contradicted"
+    assert "; without 32 reproduced, -19.7 [-19.7, -19.7]" in part.detail
+    assert part.detail.count("without") == 1
+    assert "without" not in judged("C1", Tables(contexts=contexts))[0].detail
+    # Of two levels one is left, which is no mean.
+    two = ahead[ahead["l0_target"].isin([4, 32])]
+    assert "without" not in judged("C1", Tables(contexts=two))[0].detail
+    # Seeds are repeated at 16 alone: without that level their spread would be unknown.
+    lucky = 1 + 0.4 * (contexts["method"] == "gated") * (contexts["seed"] - 0.5)
+    apart = contexts[(contexts["seed"] == 0) | (contexts["l0_target"] == 16)]
+    apart = apart.assign(squared_error=apart["squared_error"] * lucky)
+    part = judged("C1", Tables(contexts=apart))[0]
+    assert part.verdict == "inconclusive"
+    assert "without 16" not in part.detail
+
+
 def test_seeds_are_compared_with_the_same_seed():
     """Luck that a seed shares over methods cancels, and leaves the interval narrow."""
     contexts = World(seeds=(0, 1, 2), l0_factor={}).contexts()

@@ -13,8 +13,8 @@ from l0plane.claims.verdicts import (
     UNBIASED,
     Part,
     Region,
+    judge_mean,
     judge_part,
-    judge_ratio,
     not_measured,
     spread,
 )
@@ -35,14 +35,9 @@ def _bias(evidence: Evidence, method: str, name: str, region: Region) -> Part:
     units = [
         Unit(level, seed, 100 * found.values["bias"][0])
         for level, seed, found in points.autoencoders()
-        if np.isfinite(found.values["bias"][0]).all()
     ]
-    if not units:
-        return not_measured(name, f"the refinement of {method} moved nothing")
-    result = estimate(evidence.resampler.combine(units))
-    return judge_part(
-        name, result, region, "% of mean absolute shift", spread(units, percents=True)
-    )
+    unit, absent = "% of mean absolute shift", f"the refinement of {method} moved nothing"
+    return judge_mean(name, units, region, unit, evidence.resampler, absent, percents=True)
 
 
 def relu_biased(evidence: Evidence) -> list[Part]:
@@ -60,7 +55,7 @@ def topk_unbiased(evidence: Evidence) -> list[Part]:
     unit = "% mean absolute shift of TopK against ReLU at equal L0"
     return [
         unbiased,
-        judge_ratio("smaller", units, NEGATIVE, unit, evidence.resampler, ABSENT),
+        judge_mean("smaller", units, NEGATIVE, unit, evidence.resampler, ABSENT),
     ]
 
 
@@ -76,7 +71,7 @@ def part_of_gap(evidence: Evidence) -> list[Part]:
     common = {(u.block, u.seed) for u in gaps} & {(u.block, u.seed) for u in closed}
     gaps, closed = ([u for u in units if (u.block, u.seed) in common] for units in (gaps, closed))
     resampler = evidence.resampler
-    gap = judge_ratio("gap", gaps, NEGATIVE, "% nMSE of TopK against ReLU", resampler, ABSENT)
+    gap = judge_mean("gap", gaps, NEGATIVE, "% nMSE of TopK against ReLU", resampler, ABSENT)
     if gap.verdict != REPRODUCED:
         return [gap]
     # Errors are geometric means over levels.

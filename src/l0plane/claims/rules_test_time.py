@@ -21,7 +21,7 @@ from l0plane.claims.verdicts import (
     SUBSTANTIALLY,
     Part,
     Region,
-    judge_ratio,
+    judge_mean,
     not_measured,
     percent,
 )
@@ -90,7 +90,7 @@ def overfits_k(evidence: Evidence) -> list[Part]:
     """C9: TopK improves for k' slightly over k, and is substantially worse far over it."""
     absent = "no test-time TopK curve of TopK with points {}"
     return [
-        judge_ratio(
+        judge_mean(
             "slightly over k",
             _units(evidence, "topk", _slightly_over),
             NEGATIVE,
@@ -98,7 +98,7 @@ def overfits_k(evidence: Evidence) -> list[Part]:
             evidence.resampler,
             absent.format(f"at k and between k and {SLIGHTLY_OVER:g}k"),
         ),
-        judge_ratio(
+        judge_mean(
             "far over k",
             _units(evidence, "topk", lambda own, k: _rise(own, k, "nmse")),
             Region(SUBSTANTIALLY, np.inf),
@@ -125,7 +125,7 @@ def muted_downstream(evidence: Evidence) -> list[Part]:
     if not _units(evidence, "topk", lambda own, k: _rise(own, k, "delta_ce")):
         return [not_measured("muted", absent)]
     return [
-        judge_ratio(
+        judge_mean(
             "nMSE rises",
             _units(evidence, "topk", lambda own, k: _rise(own, k, "nmse")),
             POSITIVE,
@@ -133,7 +133,7 @@ def muted_downstream(evidence: Evidence) -> list[Part]:
             evidence.resampler,
             absent,
         ),
-        judge_ratio(
+        judge_mean(
             "muted",
             _units(evidence, "topk", muted),
             NEGATIVE,
@@ -155,7 +155,7 @@ def _largest_rise(own: Points, far: float | None) -> np.ndarray | None:
 
 def _progressive(evidence: Evidence, method: str, units: list[Unit]) -> list[Part]:
     return [
-        judge_ratio(
+        judge_mean(
             "",
             units,
             Region(-np.inf, PROGRESSIVE),
@@ -204,7 +204,7 @@ def _distance(own: Points, low: float, high: float) -> np.ndarray | None:
 
 
 def _coincide(evidence: Evidence, method: str, margin: float, name: str, units: list[Unit]) -> Part:
-    return judge_ratio(
+    return judge_mean(
         name,
         units,
         Region(-np.inf, margin),
@@ -223,7 +223,7 @@ def curves_part_at_k(evidence: Evidence) -> list[Part]:
     below = _units(evidence, "topk", lambda own, k: _distance(own, -np.inf, np.log(k) - SAME_LEVEL))
     return [
         _coincide(evidence, "topk", COINCIDE, "below k", below),
-        judge_ratio(
+        judge_mean(
             "above k",
             _units(evidence, "topk", above),
             POSITIVE,

@@ -18,8 +18,8 @@ from l0plane.claims.verdicts import (
     UNCHANGED_L0,
     Part,
     Region,
+    judge_mean,
     judge_part,
-    judge_ratio,
     not_measured,
     percent,
 )
@@ -38,7 +38,7 @@ def _better(evidence: Evidence, better: str, worse: str, measure: str, label: st
         return not_measured(name, f"no {label} of trained autoencoders")
     panel = trained.panel()
     units = compare(panel.where(method=better), panel.where(method=worse), measure, measure)
-    return judge_ratio(
+    return judge_mean(
         name, units, NEGATIVE, f"% {label} at equal L0", evidence.resampler, NO_FRONTIERS
     )
 
@@ -133,7 +133,7 @@ def scales_help(evidence: Evidence) -> list[Part]:
         for (level, seed), before in relu.items()
         if (level, seed) in scaled
     ]
-    unchanged = judge_ratio(
+    unchanged = judge_mean(
         "L0 unchanged",
         units,
         Region(-UNCHANGED_L0, UNCHANGED_L0),
@@ -152,7 +152,7 @@ def multi_topk_at_k(evidence: Evidence) -> list[Part]:
     units = compare(panel.where(method="multi_topk"), panel.where(method="topk"), "nmse", "nmse")
     unit = "% nMSE of Multi-TopK against TopK"
     region = Region(0, SLIGHTLY)
-    return [judge_ratio("", units, region, unit, evidence.resampler, NO_FRONTIERS)]
+    return [judge_mean("", units, region, unit, evidence.resampler, NO_FRONTIERS)]
 
 
 def dead_latents(evidence: Evidence) -> list[Part]:

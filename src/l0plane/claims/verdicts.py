@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,21 +121,49 @@ def percent(log_ratio: np.ndarray) -> np.ndarray:
         return 100 * np.expm1(log_ratio)
 
 
-def judge_ratio(
+def judge_mean(
     name: str,
     units: Sequence[Unit],
     region: Region,
     unit: str,
     resampler: Resampler,
     absent: str,
+    percents: bool = False,
 ) -> Part:
-    """Judge the geometric mean over levels of a ratio given as log `units`, in percent."""
+    """Judge the mean over levels of `units`, in percent, and say which levels it hangs on.
+
+    The units are log ratios, of which the mean is geometric, or `percents`.
+    """
     units = [unit for unit in units if np.isfinite(unit.values[0])]
     if not units:
         return not_measured(name, absent)
-    return judge_part(
-        name, estimate(percent(resampler.combine(units))), region, unit, spread(units)
-    )
+
+    def judged(those: Sequence[Unit]) -> Part:
+        mean = resampler.combine(those)
+        effect = estimate(mean if percents else percent(mean))
+        return judge_part(name, effect, region, unit, spread(those, percents))
+
+    part = judged(units)
+    hangs = _without_each_level(part, units, judged)
+    return replace(part, detail=part.detail + hangs)
+
+
+def _without_each_level(
+    part: Part, units: Sequence[Unit], judged: Callable[[Sequence[Unit]], Part]
+) -> str:
+    """The levels without which a part of three or more would be judged otherwise, and how."""
+    seeds = Counter(unit.block for unit in units)
+    if len(seeds) < 3:
+        return ""
+    found = []
+    for level in sorted(seeds):
+        if seeds[level] > 1 and seeds.total() - seeds[level] == len(seeds) - 1:
+            continue  # only here was a seed repeated: without it none would count
+        left = judged([unit for unit in units if unit.block != level])
+        if left.verdict != part.verdict:
+            numbers = f"{left.effect:.3g} [{left.low:.3g}, {left.high:.3g}]"
+            found.append(f"without {level:.4g} {left.verdict}, {numbers}")
+    return "; ".join(["", *found])
 
 
 def spread(units: Sequence[Unit], percents: bool = False) -> str:
