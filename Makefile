@@ -29,7 +29,7 @@ reproduce: $(INSTALLED) ## install into .venv, then make every table, figure and
 define keep
 	mkdir -p results/$(2) figures/$(2)
 	find results/$(1) -maxdepth 1 -name '*.csv' ! -name training.csv ! -name timing.csv -exec cp {} results/$(2)/ \;
-	cp -R $(addprefix results/$(1)/,claims.md run.json tables) results/$(2)/
+	cp -R $(addprefix results/$(1)/,claims.md comparisons.md run.json tables) results/$(2)/
 	find figures/$(1) -type f -name '$(3)' ! -name 'timing.*' -exec cp {} figures/$(2)/ \;
 endef
 

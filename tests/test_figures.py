@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from l0plane.figures import style
 from l0plane.figures.claims import draw_claims
 from l0plane.figures.combined import draw_combined
+from l0plane.figures.comparisons import draw_comparisons
 from l0plane.figures.frontier import draw_frontier, frontier
 from l0plane.figures.palette import assign_styles, shade
 from l0plane.figures.progressive import draw_progressive
@@ -418,6 +419,66 @@ def test_claims_without_a_region_have_no_shade(columns):
     assert "−0.08 log nMSE" in texts(fig)
 
 
+def comparisons(names, effect=-20.0, verdict="better"):
+    rows = [
+        {"measure": measure, "method": one, "other": other, "n": 64, "effect": effect}
+        for measure in ("nmse", "delta_ce")
+        for one in names
+        for other in names
+        if one != other
+    ]
+    return pd.DataFrame(rows).assign(verdict=verdict)
+
+
+def test_comparisons_are_coloured_where_they_are_decided():
+    table = comparisons(["topk", "mine", "relu"])
+    table.loc[0, ["effect", "verdict"]] = [25.0, "worse"]
+    table.loc[1, ["effect", "verdict"]] = [-0.46, "undecided"]
+    table.loc[2, ["effect", "verdict"]] = [np.nan, "not compared"]
+    methods = pd.DataFrame({"method": ["relu", "topk"], "label": ["ReLU", "TopK"], "order": [1, 2]})
+    left, right = (fig := draw_comparisons(table, methods)).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["ReLU", "TopK", "mine"]
+    assert "n = 64" in left.get_title(loc="left")
+    # Row TopK: +25 against mine, undecided against ReLU; row mine: nothing against TopK.
+    places = {(text.get_position()): text.get_text() for text in left.texts}
+    assert places == {
+        (2, 1): "+25",
+        (0, 1): "\N{MINUS SIGN}0.5",
+        (0, 2): "\N{MINUS SIGN}20",
+        (1, 0): "\N{MINUS SIGN}20",
+        (2, 0): "\N{MINUS SIGN}20",
+    }
+    colors = [tuple(cell.get_facecolor()[0]) for cell in left.collections]
+    assert len(colors) == 4 and len(set(colors)) == 2
+    assert len(right.collections) == 6
+    assert {"worse", "undecided"} <= {text.get_text() for text in fig.legends[0].get_texts()}
+
+
+def test_the_two_ways_of_a_comparison_are_as_strong():
+    table = comparisons(["a", "b"])
+    back = table["method"] == "b"
+    table.loc[back, ["effect", "verdict"]] = [25.0, "worse"]  # 1 / 0.8
+    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
+    green, orange = (np.array(cell.get_facecolor()[0][:3]) for cell in ax.collections)
+    share = (1 - green) / (1 - np.array(to_rgb("#00735c")))
+    np.testing.assert_allclose(share, (1 - orange) / (1 - np.array(to_rgb("#c44601"))), atol=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 12, 20])
+def test_comparisons_have_room_for_many_methods(count):
+    names = [f"method_{i}" for i in range(count)]
+    fig = draw_comparisons(comparisons(names), pd.DataFrame({"method": names}))
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
+    assert max(text.get_window_extent().width for text in ax.texts) < cell
+
+
+def test_nothing_to_compare_is_said():
+    fig = draw_comparisons(comparisons(["a", "b"])[:0], pd.DataFrame({"method": ["a"]}))
+    assert "no two methods to compare" in texts(fig)
+
+
 def test_claims_reject_an_unknown_verdict():
     with pytest.raises(UserError, match="verdict 'maybe'"):
         draw_claims(tidy.claims().assign(verdict="maybe"))
@@ -502,7 +563,8 @@ def test_saved_files_are_the_same_bytes_each_time(tmp_path, autoencoders, method
 
 
 def test_figures_and_tables_never_import_torch():
-    modules = ["claims", "combined", "frontier", "progressive", "refinement", "scaling", "tuning"]
+    modules = ["claims", "combined", "comparisons", "frontier", "progressive", "refinement"]
+    modules += ["scaling", "timing", "tuning"]
     names = ", ".join(f"l0plane.figures.{module}" for module in modules)
     code = f"import sys, l0plane.tables, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -110,7 +110,7 @@ def test_a_job_that_failed_counts_as_ended_until_it_is_tried_again(left):
 
 def test_the_documents_show_such_a_line():
     left = TimeLeft({rule: rule for rule in ("trainings", "evaluations", "figures")})
-    left.plan({"trainings": 90, "evaluations": 9, "figures": 12})
+    left.plan({"trainings": 90, "evaluations": 9, "figures": 13})
     for job in range(50):
         left.start(job, "trainings", 4.0 * job)
         left.end(job, 4.0 * (job + 1))

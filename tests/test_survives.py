@@ -314,12 +314,18 @@ def test_what_failed_is_a_row_with_its_reason_and_nothing_else(
         params=Named(external=[]),
     )
     script(
+        "comparisons",
+        input=Named({name: output[name] for name in names[:2]}, methods="methods.csv"),
+        output=Named(table="comparisons.csv", page="comparisons.md"),
+        params=Named(external=[]),
+    )
+    script(
         "tables",
         input=Named(autoencoders="autoencoders.csv", methods="methods.csv"),
         output=Named(summary="tables/summary.csv"),
         params=Named(n=40, levels=[4, 8]),
     )
-    for page in ("claims.md", "tables/summary.md", "tables/points.md"):
+    for page in ("claims.md", "comparisons.md", "tables/summary.md", "tables/points.md"):
         text = Path(page).read_text()
         assert "the loss exploded" in text and ALL_DEAD in text, page
     for figure in ("figure2", "figure5", "figure9", "figure10"):

@@ -372,10 +372,14 @@ def test_all_of_it_at_toy_size(with_my_method):
     done = smoke("--cores", 2)
     assert done.returncode == 0, done.stdout
     results, figures = tmp_path / "results/smoke", tmp_path / "figures/smoke"
-    for name in ("figure2", "figure5", "figure9", "figure10", "tuning", "claims"):
+    for name in ("figure2", "figure5", "figure9", "figure10", "tuning", "claims", "comparisons"):
         assert (figures / f"{name}.png").stat().st_size > 0
     claims = pd.read_csv(results / "claims.csv")
     assert {f"C{i}" for i in range(1, 19)} == set(claims["claim"])
+    comparisons = pd.read_csv(results / "comparisons.csv")
+    mine = comparisons[comparisons["method"] == "my_method"]
+    assert set(mine["measure"]) == {"nmse", "delta_ce"}
+    assert {"better", "worse", "undecided"} >= set(mine["verdict"]) - {"not compared"} != set()
     table = pd.read_csv(results / "autoencoders.csv")
     keys = ["run", "method", "n", "l0_target", "seed"]
     assert list(table.columns[:5]) == keys
@@ -391,7 +395,7 @@ def test_all_of_it_at_toy_size(with_my_method):
     assert set(failed["method"]) == {"prolu_ste"} == set(table[table["nmse"].isna()]["method"])
     assert failed["failed"].str.contains("exploded at step").all()
     assert "prolu_ste" not in set(pd.read_parquet(results / "contexts.parquet")["method"])
-    for page in ("claims.md", "tables/summary.md", "tables/points.md"):
+    for page in ("claims.md", "comparisons.md", "tables/summary.md", "tables/points.md"):
         assert "lower the learning rate" in (results / page).read_text()
     lambdas = pd.read_csv(results / "lambdas.csv")
     assert set(lambdas.loc[lambdas["lambda"].isna(), "method"]) == {"prolu_ste"}

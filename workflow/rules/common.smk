@@ -442,6 +442,7 @@ FIGURE_TABLES = {
     "tuning": ("tuning", "methods"),
     "tuning_sizes": ("tuning", "methods"),
     "claims": ("claims",),
+    "comparisons": ("comparisons", "methods"),
     "timing": ("timing", "methods"),
 }
 if config["published"]:
@@ -451,7 +452,8 @@ FIGURE_TABLES = {
     figure: tables
     for figure, tables in FIGURE_TABLES.items()
     if all(
-        table in {*TABLES, "methods", "tuning", "claims", "published", "timing"} for table in tables
+        table in {*TABLES, "methods", "tuning", "claims", "comparisons", "published", "timing"}
+        for table in tables
     )
 }
 
@@ -476,6 +478,7 @@ def timed():
         *(f"{FIGURES}/{name}.png" for name in FIGURE_TABLES if name != "timing"),
         *(f"{RESULTS}/tables/summary.{suffix}" for suffix in ("csv", "md", "tex")),
         f"{RESULTS}/claims.csv",
+        f"{RESULTS}/comparisons.csv",
         f"{RESULTS}/pages/run.html",
         *([f"{RESULTS}/published_claims.csv"] if config["published"] else []),
         *([f"{RESULTS}/lambdas.csv"] if searches else []),

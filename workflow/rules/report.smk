@@ -22,6 +22,35 @@ rule claims:
         "../scripts/claims.py"
 
 
+rule comparisons:
+    input:
+        **{
+            name: path
+            for name, path in claim_tables().items()
+            if name in ("autoencoders", "contexts")
+        },
+        methods=rules.methods.output.table,
+    output:
+        table=reported(f"{RESULTS}/comparisons.csv"),
+        page=f"{RESULTS}/comparisons.md",
+    log:
+        f"{LOGS}/comparisons.log",
+    benchmark:
+        f"{LOGS}/comparisons.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        external=list(config["external"]),
+    message:
+        "Comparisons: every method against every other"
+    script:
+        "../scripts/comparisons.py"
+
+
 rule published_claims:
     input:
         table=config["published"] or [],

@@ -7,6 +7,9 @@ REPORT = {
     "claims.csv": ("Claims", "Table: claims"),
     "published_claims.html": ("Claims", "Claims on the published frontier, to read"),
     "published_claims.csv": ("Claims", "Table: claims on the published frontier"),
+    "comparisons.html": ("Comparisons", "Every method against every other, to read"),
+    "comparisons.png": ("Comparisons", "Figure: every method against every other"),
+    "comparisons.csv": ("Comparisons", "Table: comparisons"),
     "figure2.png": ("Frontier", "Figure 2: reconstruction"),
     "figure2a.png": ("Frontier", "Figure 2a: nMSE against L0"),
     "figure2b.png": ("Frontier", "Figure 2b: nMSE against number of latents"),
@@ -48,8 +51,8 @@ def reported(path):
 
 def page_sources():
     """The Markdown files that the report shows as pages."""
-    claims = ["claims", *(["published_claims"] if config["published"] else [])]
+    judged = ["claims", "comparisons", *(["published_claims"] if config["published"] else [])]
     return {
-        **{name: f"{RESULTS}/{name}.md" for name in claims},
+        **{name: f"{RESULTS}/{name}.md" for name in judged},
         **{name: f"{RESULTS}/tables/{name}.md" for name in ("summary", "points")},
     }

@@ -11,6 +11,7 @@ import pandas as pd
 from l0plane.figures import style
 from l0plane.figures.claims import draw_claims
 from l0plane.figures.combined import draw_combined
+from l0plane.figures.comparisons import draw_comparisons
 from l0plane.figures.frontier import draw_frontier
 from l0plane.figures.progressive import draw_progressive
 from l0plane.figures.refinement import draw_refinement
@@ -58,6 +59,8 @@ def draw(figure, tables, params, variance):
         case "claims":
             claims = tables["claims"]
             return draw_claims(claims[claims["part"].isna()])  # a claim's parts are in claims.md
+        case "comparisons":
+            return draw_comparisons(tables["comparisons"], tables["methods"])
 
 
 with job(snakemake):

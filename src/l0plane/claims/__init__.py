@@ -12,12 +12,20 @@ import pandas as pd
 from l0plane import __version__
 from l0plane.claims import rules_refined, rules_test_time, rules_trained
 from l0plane.claims.bootstrap import RESAMPLES
+from l0plane.claims.comparisons import compare_methods
 from l0plane.claims.points import Evidence
 from l0plane.claims.report import to_markdown
 from l0plane.claims.tables import Tables, published_tables
 from l0plane.claims.verdicts import Part, whole
 
-__all__ = ["CLAIMS", "Tables", "judge", "published_tables", "to_markdown"]
+__all__ = [
+    "CLAIMS",
+    "Tables",
+    "compare_methods",
+    "judge",
+    "published_tables",
+    "to_markdown",
+]
 
 Rule = Callable[[Evidence], list[Part]]
 

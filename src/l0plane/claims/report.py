@@ -25,12 +25,12 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         f'`docs/claims.md`. Where a detail says "{NO_REPEATS}", another seed could move the effect '
         f'by more than its interval; so it can, less often, at a level "{BORROWED}".',
         "",
-        *_missing(failures),
+        *missing(failures),
         "| claim | statement | verdict | effect | unit |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row.claim} | {row.statement} | **{row.verdict}** | {_interval(row)} | {row.unit} |"
+        f"| {row.claim} | {row.statement} | **{row.verdict}** | {interval(row)} | {row.unit} |"
         for row in wholes.itertuples()
     ]
     for claim, rows in claims.groupby("claim", sort=False):
@@ -40,12 +40,13 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         lines.append("")
         for row in parts.itertuples():
             name = f"{row.part}: " if row.part else ""
-            measured = f" {_interval(row)} {row.unit};" if _interval(row) else ""
+            measured = f" {interval(row)} {row.unit};" if interval(row) else ""
             lines.append(f"- {name}{row.verdict};{measured} {row.detail}.")
     return "\n".join(lines) + "\n"
 
 
-def _missing(failures: Sequence[str]) -> list[str]:
+def missing(failures: Sequence[str]) -> list[str]:
+    """Lines that name the autoencoders which a page says nothing about; none if there are none."""
     if not failures:
         return []
     count = "One autoencoder is" if len(failures) == 1 else f"{len(failures)} autoencoders are"
@@ -53,7 +54,8 @@ def _missing(failures: Sequence[str]) -> list[str]:
     return [what, "", *(f"- {failure}" for failure in failures), ""]
 
 
-def _interval(row: object) -> str:
+def interval(row: object) -> str:
+    """The effect of a row with its interval, each to three digits; nothing if it has none."""
     effect, low, high = (getattr(row, name) for name in ("effect", "low", "high"))
     if pd.isna(effect):
         return ""

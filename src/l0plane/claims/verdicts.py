@@ -144,26 +144,28 @@ def judge_mean(
         return judge_part(name, effect, region, unit, spread(those, percents))
 
     part = judged(units)
-    hangs = _without_each_level(part, units, judged)
+    hangs = "".join(
+        f"; without {level:.4g} {left.verdict}, {left.effect:.3g} [{left.low:.3g}, {left.high:.3g}]"
+        for level, left in otherwise_without(part, units, judged).items()
+    )
     return replace(part, detail=part.detail + hangs)
 
 
-def _without_each_level(
+def otherwise_without(
     part: Part, units: Sequence[Unit], judged: Callable[[Sequence[Unit]], Part]
-) -> str:
-    """The levels without which a part of three or more would be judged otherwise, and how."""
+) -> dict[float, Part]:
+    """What `judged` finds without one level, of three or more, where that is another verdict."""
     seeds = Counter(unit.block for unit in units)
     if len(seeds) < 3:
-        return ""
-    found = []
+        return {}
+    found = {}
     for level in sorted(seeds):
         if seeds[level] > 1 and seeds.total() - seeds[level] == len(seeds) - 1:
             continue  # only here was a seed repeated: without it none would count
         left = judged([unit for unit in units if unit.block != level])
         if left.verdict != part.verdict:
-            numbers = f"{left.effect:.3g} [{left.low:.3g}, {left.high:.3g}]"
-            found.append(f"without {level:.4g} {left.verdict}, {numbers}")
-    return "; ".join(["", *found])
+            found[level] = left
+    return found
 
 
 def spread(units: Sequence[Unit], percents: bool = False) -> str:

@@ -1,0 +1,126 @@
+"""Every pair of methods at equal L0: better, worse, or not to be told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from claim_tables import SIZE, World
+
+from l0plane.claims import CLAIMS, Tables, compare_methods
+from l0plane.claims.comparisons import COLUMNS, to_page
+from l0plane.claims.points import Evidence
+
+METHODS = ["relu", "gated", "topk", "mine"]
+LABELS = {"relu": "ReLU", "topk": "Top|K"}
+
+
+def contexts(mine: float, **world) -> pd.DataFrame:
+    """Errors of three methods of the text, and of one that has `mine` times those of Gated."""
+    table = World(**world).contexts()
+    own = table[table["method"] == "gated"].assign(method="mine")
+    return pd.concat([table, own.assign(squared_error=own["squared_error"] * mine)])
+
+
+def compared(table: pd.DataFrame, methods=METHODS) -> pd.DataFrame:
+    found = compare_methods(Tables(contexts=table), methods, resamples=300)
+    return found.set_index(["measure", "method", "other"])
+
+
+def test_a_method_that_the_text_does_not_know_is_compared_with_all():
+    found = compared(contexts(mine=0.9))
+    assert set(found.index) == {
+        (measure, method, other)
+        for measure in ("nmse", "delta_ce")
+        for method in METHODS
+        for other in METHODS
+        if method != other
+    }
+    assert set(found["n"]) == {SIZE}
+    row = found.loc["nmse", "mine", "gated"]
+    assert row["effect"] == pytest.approx(-10, abs=1e-6)
+    assert row["verdict"] == "better"
+    # Downstream the two are the same.
+    assert found.loc[("delta_ce", "mine", "gated"), "verdict"] == "undecided"
+    over_relu = found.loc[("nmse", "mine", "relu"), "effect"]
+    assert over_relu == pytest.approx(100 * (0.9 * 0.8 - 1), abs=1)
+    assert found.loc[("nmse", "mine", "topk"), "verdict"] == "worse"  # 0.72 against 0.7
+
+
+def test_the_two_ways_of_a_pair_say_the_same():
+    found = compared(contexts(mine=0.9, seed_noise=0.05))
+    swap = {"better": "worse", "worse": "better", "undecided": "undecided"}
+    for measure, method, other in found.index:
+        one, two = found.loc[measure, method, other], found.loc[measure, other, method]
+        assert two["verdict"] == swap[one["verdict"]]
+        ends = np.array([one["effect"], one["low"], one["high"]])
+        back = np.array([two["effect"], two["high"], two["low"]])
+        np.testing.assert_allclose((1 + ends / 100) * (1 + back / 100), 1, rtol=1e-9)
+
+
+def test_a_pair_of_the_text_has_the_figures_of_its_claim():
+    table = World(noise=0.1).contexts()
+    found = compared(table, ["relu", "gated"]).loc["nmse", "gated", "relu"]
+    evidence = Evidence.of(Tables(contexts=table), resamples=300, random_seed=0)
+    part = next(part for part in CLAIMS["C1"][1](evidence) if part.name == "gated over relu")
+    assert found["effect"] == part.effect
+    assert (found["low"], found["high"]) == pytest.approx((part.low, part.high), rel=0.02)
+    assert part.detail.startswith(found["detail"])
+
+
+def test_the_levels_that_a_verdict_hangs_on_are_named_both_ways():
+    table = contexts(mine=0.9, noise=0.0)
+    far = (table["method"] == "mine") & (table["l0_target"] == 32)
+    found = compared(table.assign(squared_error=table["squared_error"] * np.where(far, 3.0, 1.0)))
+    assert found.loc[("nmse", "mine", "gated"), "verdict"] == "worse"
+    assert found.loc[("nmse", "mine", "gated"), "otherwise"] == "better without 32"
+    assert found.loc[("nmse", "gated", "mine"), "otherwise"] == "worse without 32"
+    assert found.loc[("nmse", "gated", "relu"), "otherwise"] == ""
+
+
+def test_what_has_no_common_level_or_no_data_is_not_compared():
+    table = contexts(mine=0.9)
+    apart = table[(table["method"] != "mine") | (table["l0_target"] == 4)]
+    apart = apart.assign(l0=apart["l0"] * np.where(apart["method"] == "mine", 100.0, 1.0))
+    found = compared(apart, [*METHODS, "failed"])
+    for other in ("mine", "failed"):
+        row = found.loc["nmse", "topk", other]
+        assert row["verdict"] == "not compared"
+        assert np.isnan(row["effect"])
+        assert row["detail"] == "no levels of L0 that both methods reached"
+    assert list(compare_methods(Tables(), METHODS).columns) == COLUMNS
+    assert compare_methods(Tables(contexts=table), ["topk"]).empty
+
+
+def test_the_page_has_a_section_a_method(tmp_path):
+    table = contexts(mine=0.9, noise=0.0)
+    far = (table["method"] == "mine") & (table["l0_target"] == 32)
+    table = table.assign(squared_error=table["squared_error"] * np.where(far, 3.0, 1.0))
+    compare_methods(Tables(contexts=table), [*METHODS, "failed"], resamples=300).to_csv(
+        tmp_path / "comparisons.csv", index=False
+    )
+    page = to_page(pd.read_csv(tmp_path / "comparisons.csv"), LABELS, ["failed n=8 seed=0: why"])
+    sections = page.split("\n## ")
+    assert [section.split("\n")[0] for section in sections[1:]] == [
+        *("ReLU", "gated", "Top\\|K", "mine", "failed")
+    ]
+    assert "| against | nMSE | delta cross-entropy |" in sections[1]
+    assert "| Top\\|K | **worse**, 42.9% [42.9, 42.9] |" in sections[1]
+    assert "| gated | **worse**, 16.1% [16.1, 16.1]; better without 32 |" in sections[4]
+    assert "| ReLU | not compared | not compared |" in sections[5]
+    assert "failed n=8 seed=0: why" in sections[0]
+    # Of World's two seeds one was trained at most levels.
+    assert "borrow the spread" in sections[0]
+    one = compare_methods(Tables(contexts=table[table["seed"] == 0]), METHODS, resamples=300)
+    assert "No seed was repeated" in to_page(one, LABELS)
+    assert "no two methods" in to_page(compare_methods(Tables(), METHODS), LABELS)
+
+
+def test_an_interval_may_reach_to_the_end_of_what_there_is():
+    """A Student's t of two seeds reaches where a ratio is 0 or infinite: no traceback."""
+    table = contexts(mine=1.0, seeds=(0, 1))
+    lucky = np.where((table["method"] == "mine") & (table["seed"] == 1), 1e9, 1.0)
+    found = compared(table.assign(squared_error=table["squared_error"] * lucky))
+    row = found.loc["nmse", "gated", "mine"]
+    assert row["verdict"] == "undecided"
+    assert row["low"] == pytest.approx(-100)
