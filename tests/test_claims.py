@@ -253,19 +253,50 @@ def test_a_detail_names_the_level_that_a_verdict_hangs_on():
     ahead = contexts.assign(squared_error=contexts["squared_error"] * np.where(relu, 0.3, 1.0))
     part = judged("C1", Tables(contexts=ahead))[0]  # Gated over ReLU
     assert part.verdict == "contradicted"
-    assert "; without 32 reproduced, -19.7 [-19.7, -19.7]" in part.detail
+    assert part.detail.endswith("; without 32 the part would be reproduced, -19.7 [-19.7, -19.7]")
     assert part.detail.count("without") == 1
     assert "without" not in judged("C1", Tables(contexts=contexts))[0].detail
     # Of two levels one is left, which is no mean.
     two = ahead[ahead["l0_target"].isin([4, 32])]
     assert "without" not in judged("C1", Tables(contexts=two))[0].detail
-    # Seeds are repeated at 16 alone: without that level their spread would be unknown.
-    lucky = 1 + 0.4 * (contexts["method"] == "gated") * (contexts["seed"] - 0.5)
-    apart = contexts[(contexts["seed"] == 0) | (contexts["l0_target"] == 16)]
-    apart = apart.assign(squared_error=apart["squared_error"] * lucky)
-    part = judged("C1", Tables(contexts=apart))[0]
+
+
+def test_a_share_of_a_gap_can_hang_on_a_level():
+    tables = World(noise=0.0, refined=0.9).tables()
+    assert "without" not in judged("C8", tables)[1].detail
+    refined = tables.refinement_contexts
+    far = (refined["method"] == "relu") & (refined["l0_target"] == 32)
+    closed = refined["squared_error_refined"] * np.where(far, 0.3, 1.0)
+    table = refined.assign(squared_error_refined=closed)
+    share = judged("C8", replace(tables, refinement_contexts=table))[1]
+    assert share.verdict == "contradicted"
+    assert "without 32 the part would be reproduced" in share.detail
+
+
+def lucky(contexts: pd.DataFrame, sizes: dict[int, float]) -> pd.DataFrame:
+    """Two seeds of Gated that differ by a part of themselves at some levels, and one at others."""
+    apart = contexts["l0_target"].map(sizes)
+    factor = 1 + (contexts["method"] == "gated") * (contexts["seed"] - 0.5) * apart.fillna(0.0)
+    contexts = contexts.assign(squared_error=contexts["squared_error"] * factor)
+    return contexts[apart.notna() | (contexts["seed"] == 0)]
+
+
+def test_without_a_level_the_spread_between_seeds_is_what_it_was():
+    contexts = World(noise=0.0).contexts()
+    # Only at 16 was a seed repeated: without that level, too, its spread counts.
+    part = judged("C1", Tables(contexts=lucky(contexts, {16: 0.4})))[0]
     assert part.verdict == "inconclusive"
-    assert "without 16" not in part.detail
+    assert "without" not in part.detail
+    # And if all hangs on that level, it is named.
+    gated = (contexts["method"] == "gated") & (contexts["l0_target"] != 16)
+    only = contexts.assign(squared_error=contexts["squared_error"] * np.where(gated, 1.27, 1.0))
+    part = judged("C1", Tables(contexts=lucky(only, {16: 0.001})))[0]
+    assert part.verdict == "reproduced"
+    assert "without 16 the part would be contradicted" in part.detail
+    # Levels that agree: with one fewer of those that were repeated nothing else would be found.
+    part = judged("C1", Tables(contexts=lucky(contexts, {8: 0.02, 16: 0.02})))[0]
+    assert part.verdict == "reproduced"
+    assert "without" not in part.detail
 
 
 def test_seeds_are_compared_with_the_same_seed():

@@ -8,7 +8,7 @@ import pytest
 from claim_tables import SIZE, World
 
 from l0plane.claims import CLAIMS, Tables, compare_methods
-from l0plane.claims.comparisons import COLUMNS, to_page
+from l0plane.claims.comparisons import COLUMNS, to_page, with_fewer
 from l0plane.claims.points import Evidence
 
 METHODS = ["relu", "gated", "topk", "mine"]
@@ -73,23 +73,81 @@ def test_the_levels_that_a_verdict_hangs_on_are_named_both_ways():
     far = (table["method"] == "mine") & (table["l0_target"] == 32)
     found = compared(table.assign(squared_error=table["squared_error"] * np.where(far, 3.0, 1.0)))
     assert found.loc[("nmse", "mine", "gated"), "verdict"] == "worse"
-    assert found.loc[("nmse", "mine", "gated"), "otherwise"] == "better without 32"
-    assert found.loc[("nmse", "gated", "mine"), "otherwise"] == "worse without 32"
+    assert found.loc[("nmse", "mine", "gated"), "otherwise"] == "without 32: better"
+    assert found.loc[("nmse", "gated", "mine"), "otherwise"] == "without 32: worse"
     assert found.loc[("nmse", "gated", "relu"), "otherwise"] == ""
 
 
-def test_what_has_no_common_level_or_no_data_is_not_compared():
+def test_what_cannot_be_compared_says_why():
     table = contexts(mine=0.9)
-    apart = table[(table["method"] != "mine") | (table["l0_target"] == 4)]
+    mine = table["method"] == "mine"
+    apart = table[~mine | (table["l0_target"] == 4)]
     apart = apart.assign(l0=apart["l0"] * np.where(apart["method"] == "mine", 100.0, 1.0))
-    found = compared(apart, [*METHODS, "failed"])
-    for other in ("mine", "failed"):
-        row = found.loc["nmse", "topk", other]
-        assert row["verdict"] == "not compared"
+    one_size = table[~mine | (table["n"] != SIZE)]
+    other_seed = table.assign(seed=table["seed"] + 7 * mine)
+    reasons = {
+        "no level of L0 in common": apart,
+        "one has no autoencoder of this size": one_size,
+        "no seed in common": other_seed,
+    }
+    for reason, rows in reasons.items():
+        row = compared(rows).loc["nmse", "topk", "mine"]
+        assert (row["verdict"], row["detail"], row["levels"]) == ("not compared", reason, "")
         assert np.isnan(row["effect"])
-        assert row["detail"] == "no levels of L0 that both methods reached"
+    # Splicing lowers the cross-entropy: there is no error to compare.
+    lower = table.assign(delta_ce=table["delta_ce"] * np.where(mine, -1.0, 1.0))
+    row = compared(lower).loc["delta_ce", "topk", "mine"]
+    assert (row["verdict"], row["detail"]) == ("not compared", "one has no error above 0")
+    # What nobody measured is left out.
+    assert set(compared(table.assign(delta_ce=np.nan)).index.get_level_values(0)) == {"nmse"}
     assert list(compare_methods(Tables(), METHODS).columns) == COLUMNS
     assert compare_methods(Tables(contexts=table), ["topk"]).empty
+
+
+def test_nothing_else_has_a_say_in_a_pair():
+    """Neither the order of methods, nor others, nor what was trained elsewhere."""
+    table = contexts(mine=0.9, noise=0.1, seed_noise=0.05)
+    # A method that is not compared has more levels, another size, and fewer contexts.
+    one = table[(table["method"] == "mine") & (table["l0_target"] == 32) & (table["context"] < 5)]
+    elsewhere = [
+        one.assign(method="elsewhere", n=99, l0_target=level, l0=level) for level in range(1, 9)
+    ]
+    plain = compared(table).loc["nmse", "mine", "topk"]
+    for other in (
+        compared(table, METHODS[::-1]),
+        compared(table, ["topk", "mine"]),
+        compared(pd.concat([table, *elsewhere])),
+    ):
+        pd.testing.assert_series_equal(other.loc["nmse", "mine", "topk"], plain)
+
+
+def test_levels_are_those_of_both_whatever_the_order():
+    table = contexts(mine=0.9, noise=0.0)
+    failed = table[(table["method"] != "mine") | (table["l0_target"] != 16)]
+    for methods in (METHODS, METHODS[::-1]):
+        found = compared(failed, methods)
+        assert found.loc[("nmse", "mine", "gated"), "levels"] == "4, 8, 32"
+        assert found.loc[("nmse", "topk", "gated"), "levels"] == "4, 8, 16, 32"
+        assert found.loc[("nmse", "mine", "gated"), "effect"] == pytest.approx(-10, abs=0.1)
+
+
+def test_what_rests_on_less_than_others_is_marked():
+    table = contexts(mine=0.9, noise=0.0)
+    table = table[table["l0_target"].isin([8, 16])]  # where World repeats a seed
+    found = compared(table[(table["method"] != "mine") | (table["seed"] == 0)])
+    assert list(found.loc["nmse", "mine", "topk"][["fewest_seeds", "most_seeds"]]) == [1, 1]
+    assert list(found.loc["nmse", "gated", "topk"][["fewest_seeds", "most_seeds"]]) == [2, 2]
+    page = to_page(found.reset_index(), LABELS)
+    assert "No seed was repeated" not in page and "borrow" not in page
+    (mine,) = (section for section in page.split("## ") if section.startswith("mine"))
+    (topk,) = (section for section in page.split("## ") if section.startswith("Top"))
+    assert mine.count("; 1 seed") == 6
+    assert topk.count("; 1 seed") == 2
+    missed = compared(table[(table["method"] != "mine") | (table["l0_target"] == 8)])
+    page = to_page(missed.reset_index(), LABELS)
+    assert page.count("; at 8 only") == 12
+    marked = with_fewer(missed.reset_index())
+    assert set(marked.loc[marked["fewer"], "levels"]) == {"8"}
 
 
 def test_the_page_has_a_section_a_method(tmp_path):
@@ -106,14 +164,31 @@ def test_the_page_has_a_section_a_method(tmp_path):
     ]
     assert "| against | nMSE | delta cross-entropy |" in sections[1]
     assert "| Top\\|K | **worse**, 42.9% [42.9, 42.9] |" in sections[1]
-    assert "| gated | **worse**, 16.1% [16.1, 16.1]; better without 32 |" in sections[4]
-    assert "| ReLU | not compared | not compared |" in sections[5]
+    assert "| gated | **worse**, 16.1% [16.1, 16.1]; without 32: better |" in sections[4]
+    nothing = "not compared: one has no autoencoder of this size"
+    assert f"| ReLU | {nothing} | {nothing} |" in sections[5]
+    assert "a geometric mean over L0 = 4, 8, 16, 32, with" in sections[0]
     assert "failed n=8 seed=0: why" in sections[0]
     # Of World's two seeds one was trained at most levels.
     assert "borrow the spread" in sections[0]
     one = compare_methods(Tables(contexts=table[table["seed"] == 0]), METHODS, resamples=300)
     assert "No seed was repeated" in to_page(one, LABELS)
-    assert "no two methods" in to_page(compare_methods(Tables(), METHODS), LABELS)
+    for nothing in (Tables(), Tables(contexts=table[table["method"] == "topk"])):
+        page = to_page(compare_methods(nothing, METHODS), LABELS, ["topk n=8 seed=0: exploded"])
+        assert "No two methods can be compared" in page
+        assert "exploded" in page
+
+
+def test_one_level_is_not_read_back_as_a_number(tmp_path):
+    table = contexts(mine=0.9)
+    one = compare_methods(Tables(contexts=table[table["l0_target"] == 16]), [*METHODS, "failed"])
+    one.to_csv(tmp_path / "comparisons.csv", index=False)
+    assert "over L0 = 16, with" in to_page(pd.read_csv(tmp_path / "comparisons.csv"), LABELS)
+
+
+def test_the_same_method_twice_is_undecided():
+    page = to_page(compare_methods(Tables(contexts=contexts(mine=1.0)), METHODS), LABELS)
+    assert page.count("undecided, 0% [0, 0]") == 4
 
 
 def test_an_interval_may_reach_to_the_end_of_what_there_is():

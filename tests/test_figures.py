@@ -427,7 +427,7 @@ def comparisons(names, effect=-20.0, verdict="better"):
         for other in names
         if one != other
     ]
-    return pd.DataFrame(rows).assign(verdict=verdict)
+    return pd.DataFrame(rows).assign(verdict=verdict, levels="4, 8", fewest_seeds=2, most_seeds=2)
 
 
 def test_comparisons_are_coloured_where_they_are_decided():
@@ -438,7 +438,7 @@ def test_comparisons_are_coloured_where_they_are_decided():
     methods = pd.DataFrame({"method": ["relu", "topk"], "label": ["ReLU", "TopK"], "order": [1, 2]})
     left, right = (fig := draw_comparisons(table, methods)).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["ReLU", "TopK", "mine"]
-    assert "n = 64" in left.get_title(loc="left")
+    assert "n = 64" in fig.get_suptitle() and "fewer" not in fig.get_suptitle()
     # Row TopK: +25 against mine, undecided against ReLU; row mine: nothing against TopK.
     places = {(text.get_position()): text.get_text() for text in left.texts}
     assert places == {
@@ -449,7 +449,7 @@ def test_comparisons_are_coloured_where_they_are_decided():
         (2, 0): "\N{MINUS SIGN}20",
     }
     colors = [tuple(cell.get_facecolor()[0]) for cell in left.collections]
-    assert len(colors) == 4 and len(set(colors)) == 2
+    assert len(colors) == 5 and len(set(colors)) == 3  # green, orange, and white
     assert len(right.collections) == 6
     assert {"worse", "undecided"} <= {text.get_text() for text in fig.legends[0].get_texts()}
 
@@ -464,14 +464,48 @@ def test_the_two_ways_of_a_comparison_are_as_strong():
     np.testing.assert_allclose(share, (1 - orange) / (1 - np.array(to_rgb("#c44601"))), atol=0.01)
 
 
-@pytest.mark.parametrize("count", [2, 12, 20])
-def test_comparisons_have_room_for_many_methods(count):
+@pytest.mark.parametrize("effect", [-20.0, -99.95, 113.0, 1650.0, 1e9])
+@pytest.mark.parametrize(("count", "letters"), [(2, 3), (4, 60), (12, 9), (20, 40)])
+def test_comparisons_have_room_for_many_methods(count, letters, effect):
     names = [f"method_{i}" for i in range(count)]
-    fig = draw_comparisons(comparisons(names), pd.DataFrame({"method": names}))
+    methods = pd.DataFrame({"method": names, "label": ["long label " * (letters // 11)] * count})
+    table = comparisons(names, effect)
+    table.loc[0, "fewest_seeds"] = 1
+    fig = draw_comparisons(table, methods)
     fig.canvas.draw()
     ax = fig.axes[0]
     cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
     assert max(text.get_window_extent().width for text in ax.texts) < cell
+
+
+@pytest.mark.parametrize(
+    ("effect", "shown"),
+    [
+        (0.0, "+0.0"),
+        (0.03, "+0.03"),
+        (-4.24, "\N{MINUS SIGN}4.2"),
+        (99.0, "+99"),
+        (112.6, "×2.1"),
+        (1650.0, "×18"),
+        (1e9, "≫"),
+    ],
+)
+def test_a_comparison_has_five_letters_at_most(effect, shown):
+    table = comparisons(["a", "b"], effect, "undecided")
+    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
+    assert {text.get_text() for text in ax.texts} == {shown}
+
+
+def test_comparisons_say_what_they_rest_on():
+    table = comparisons(["a", "b", "c"])
+    methods = pd.DataFrame({"method": ["a", "b", "c"]})
+    fewer = table.assign(levels=["4", *["4, 8"] * 11])
+    fig = draw_comparisons(fewer, methods)
+    assert "* fewer levels or seeds" in fig.get_suptitle()
+    assert [text.get_text()[-1] == "*" for text in fig.axes[0].texts] == [True, *[False] * 5]
+    assert not any("*" in text.get_text() for text in fig.axes[1].texts)
+    one = draw_comparisons(table.assign(fewest_seeds=1, most_seeds=1), methods)
+    assert "no seed repeated" in one.get_suptitle() and "*" not in one.get_suptitle()
 
 
 def test_nothing_to_compare_is_said():

@@ -5,6 +5,7 @@ What the claims C1 to C3 ask of some pairs, for all of them, a new method's amon
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -14,26 +15,18 @@ import pandas as pd
 
 from l0plane import __version__
 from l0plane.claims.bootstrap import RESAMPLES, Unit, estimate
-from l0plane.claims.points import Evidence, compare
-from l0plane.claims.report import interval, missing
+from l0plane.claims.points import Evidence, Points, compare
+from l0plane.claims.report import missing, number
 from l0plane.claims.tables import Tables
-from l0plane.claims.verdicts import (
-    BORROWED,
-    NO_REPEATS,
-    Part,
-    otherwise_without,
-    percent,
-    spread,
-)
+from l0plane.claims.verdicts import Part, Weights, otherwise_without, percent, spread
 
 BETTER, WORSE, UNDECIDED, NOT_COMPARED = "better", "worse", "undecided", "not compared"
-_REVERSED = {BETTER: WORSE, WORSE: BETTER}
-_NOT_COMPARED = Part("", NOT_COMPARED, "no levels of L0 that both methods reached")
+_OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
 #: What is compared, and what a reader calls it.
 MEASURES = {"nmse": "nMSE", "delta_ce": "delta cross-entropy"}
 COLUMNS = [
-    *("run", "measure", "method", "other", "n", "effect", "low", "high"),
-    *("verdict", "otherwise", "detail", "version"),
+    *("run", "measure", "method", "other", "n", "levels", "fewest_seeds", "most_seeds"),
+    *("effect", "low", "high", "verdict", "otherwise", "detail", "version"),
 ]
 
 
@@ -42,76 +35,114 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Compare every method with every other, at the size that was trained at the most levels.
 
+    What is said of a pair does not depend on what other methods there are, or on their order.
+
     Args:
         tables: of a run; `autoencoders` and `contexts` are looked at.
         methods: those to compare, in the order of rows.
         resamples: of the contexts.
-        random_seed: of resamples and of the seeds' part.
+        random_seed: of resamples and, with the names of a pair, of its seeds' part.
 
     Returns:
         Two rows, one each way, per measure and pair, with the columns `COLUMNS`: `effect` is the
-        difference of the method's error from the other's in percent, a geometric mean over levels
-        of L0, with its 95% interval `low` to `high`; the verdict is `BETTER` or `WORSE` if that
-        lies wholly below or above 0; `otherwise` says what it would be without a level that it
-        hangs on.
+        difference of the method's error from the other's in percent, a geometric mean over the
+        `levels` of L0 asked of both, with its 95% interval `low` to `high`; the verdict is `BETTER`
+        or `WORSE` if that lies wholly below or above 0; `otherwise` says what it would be without a
+        level that it hangs on.
     """
-    evidence = Evidence.of(Tables(tables.autoencoders, tables.contexts), resamples, random_seed)
+    found = (tables.autoencoders, tables.contexts)
+    own = (None if table is None else table[table["method"].isin(methods)] for table in found)
+    evidence = Evidence.of(Tables(*own), resamples, random_seed)
     if evidence.trained is None:
         return pd.DataFrame(columns=COLUMNS)
-    panel = evidence.trained.panel()
-    resampler = evidence.resampler
-
-    def judged(units: Sequence[Unit]) -> Part:
-        mean = estimate(percent(resampler.combine(units)))
-        verdict = BETTER if mean.high < 0 else WORSE if mean.low > 0 else UNDECIDED
-        return Part("", verdict, spread(units), mean.effect, "%", mean.low, mean.high)
-
+    trained, resampler = evidence.trained, evidence.resampler
+    panel = trained.panel()
     about = {"run": tables.run, "n": int(panel.keys["n"].iloc[0]), "version": __version__}
     rows = []
-    for measure in (measure for measure in MEASURES if measure in panel.values):
-        # The later over the earlier, as C1 and C2 have it.
-        for other, method in combinations(methods, 2):
-            units = compare(panel.where(method=method), panel.where(method=other), measure, measure)
-            units = [unit for unit in units if np.isfinite(unit.values[0])]
-            part = judged(units) if units else _NOT_COMPARED
+    for measure in MEASURES:
+        if not np.isfinite(panel.values.get(measure, np.nan)).any():
+            continue
+        for pair in combinations(sorted(methods), 2):
+            one, other = (panel.where(method=method) for method in pair)
+            units = _units(one, other, measure)
+            keys = {**about, "measure": measure}
+            if not units:
+                part = Part("", NOT_COMPARED, _reason(one, other, measure))
+                rows += [_row(keys, way, [], part, {}) for way in (pair, pair[::-1])]
+                continue
+            resampler.random = np.random.default_rng(
+                [random_seed, *f"{measure} {' '.join(pair)}".encode()]
+            )
+
+            def judged(weights: Weights, units: Sequence[Unit] = units) -> Part:
+                mean = estimate(percent(resampler.combine(units, weights)))
+                verdict = BETTER if mean.high < 0 else WORSE if mean.low > 0 else UNDECIDED
+                return Part("", verdict, spread(units), mean.effect, "%", mean.low, mean.high)
+
+            part = judged(None)
             without = otherwise_without(part, units, judged)
-            keys = {**about, "measure": measure, "method": method, "other": other}
-            rows.append(_row(keys, part, without))
-            if units:
-                back = [Unit(unit.block, unit.seed, -unit.values) for unit in units]
-                part = replace(_reversed(part), detail=spread(back))
-                without = {level: _reversed(left) for level, left in without.items()}
-            rows.append(_row({**keys, "method": other, "other": method}, part, without))
-    orders = {
-        "measure": [*MEASURES].index,
-        "method": methods.index,
-        "other": methods.index,
-    }
+            rows.append(_row(keys, pair, units, part, without))
+            back = [Unit(unit.block, unit.seed, -unit.values) for unit in units]
+            part = replace(_inverse(part), detail=spread(back))
+            without = {level: _inverse(left) for level, left in without.items()}
+            rows.append(_row(keys, pair[::-1], units, part, without))
+    order = {"measure": [*MEASURES].index, "method": methods.index, "other": methods.index}
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values([*orders], key=lambda keys: keys.map(orders[keys.name]))
+    return table.sort_values([*order], key=lambda keys: keys.map(order[keys.name]))
 
 
-def _reversed(part: Part) -> Part:
-    """The other method against the first: the inverse of the ratio of errors."""
+def _units(one: Points, other: Points, measure: str) -> list[Unit]:
+    """Log ratios of errors at the levels that were asked of both."""
+    both = set(one.keys["l0_target"]) & set(other.keys["l0_target"])
+    units = compare(one, other, measure, measure)
+    return [unit for unit in units if unit.block in both and np.isfinite(unit.values[0])]
+
+
+def _reason(one: Points, other: Points, measure: str) -> str:
+    """Why two methods are not compared."""
+    if not len(one) or not len(other):
+        return "one has no autoencoder of this size"
+    if not (set(one.keys["seed"]) & set(other.keys["seed"])):
+        return "no seed in common"
+    if not all((points.values[measure][:, 0] > 0).any() for points in (one, other)):
+        return "one has no error above 0"
+    return "no level of L0 in common"
+
+
+def _inverse(part: Part) -> Part:
+    """What is said of the other method against the first."""
     with np.errstate(divide="ignore"):  # the far tail of a Student's t
         ratios = np.log1p(np.array([part.effect, part.high, part.low]) / 100)
-    effect, low, high = (float(value) for value in percent(-ratios))
-    verdict = _REVERSED.get(part.verdict, part.verdict)
+    effect, low, high = (float(value) + 0.0 for value in percent(-ratios))  # no -0
+    verdict = _OPPOSITE.get(part.verdict, part.verdict)
     return replace(part, verdict=verdict, effect=effect, low=low, high=high)
 
 
-def _row(keys: dict[str, object], part: Part, without: dict[float, Part]) -> dict[str, object]:
+def _row(
+    keys: dict[str, object],
+    way: Sequence[str],
+    units: Sequence[Unit],
+    part: Part,
+    without: dict[float, Part],
+) -> dict[str, object]:
+    seeds = Counter(unit.block for unit in units)
     others: dict[str, list[str]] = {}
     for level, left in without.items():
         others.setdefault(left.verdict, []).append(f"{level:.4g}")
     return {
         **keys,
+        "method": way[0],
+        "other": way[1],
+        "levels": ", ".join(f"{level:.4g}" for level in sorted(seeds)),
+        "fewest_seeds": min(seeds.values(), default=0),
+        "most_seeds": max(seeds.values(), default=0),
         "effect": part.effect,
         "low": part.low,
         "high": part.high,
         "verdict": part.verdict,
-        "otherwise": ", ".join(
-            f"{verdict} without {' or '.join(levels)}" for verdict, levels in others.items()
+        "otherwise": "; ".join(
+            f"without {'one of ' * (len(levels) > 1)}{', '.join(levels)}: {verdict}"
+            for verdict, levels in others.items()
         ),
         "detail": part.detail,
     }
@@ -124,19 +155,22 @@ def to_page(
 
     `failures` names the autoencoders that nothing is known about (`tidy.failures`).
     """
-    if comparisons.empty:
-        return "# Methods compared\n\nThere are no two methods to compare.\n"
-    comparisons = comparisons.fillna({"otherwise": "", "run": ""})
+    if not (comparisons["verdict"] != NOT_COMPARED).any():
+        return "\n".join(
+            ["# Methods compared", "", "No two methods can be compared.", "", *missing(failures)]
+        )
+    comparisons = with_fewer(comparisons.fillna({"otherwise": "", "run": ""}))
     first = comparisons.iloc[0]
+    usual = comparisons[~comparisons["fewer"] & comparisons["effect"].notna()].iloc[0]
     lines = [
         f"# Methods compared on {first['run'] or 'an unnamed run'}",
         "",
-        f"The error of each method against every other's at equal L0, with {first['n']:,} latents: "
-        "a geometric mean over levels of L0, with its 95% interval. -10% is a tenth less error. A "
-        "method is better if the whole interval lies below 0, worse if above; a verdict that hangs "
-        "on one level of L0 has beside it what it would be without. Each interval holds for "
-        "itself: of twenty pairs that do not differ, one will seem to. `docs/claims.md` says where "
-        f"intervals come from; `comparisons.csv` has every level.{_seeds(comparisons['detail'])}",
+        "The error of each method against every other's at equal L0, with "
+        f"{first['n']:,} latents: a geometric mean over L0 = {usual['levels']}, with its 95% "
+        "interval. -10% is a tenth less error. A method is better if the whole interval lies below "
+        "0, worse if above; a verdict that hangs on one level of L0 has beside it what it would be "
+        f"without. {_seeds(usual)} `docs/claims.md` says "
+        "where intervals come from; `comparisons.csv` has every level.",
         "",
         *missing(failures),
     ]
@@ -151,22 +185,50 @@ def to_page(
         lines.append("| --- |" + " --- |" * len(shown))
         for other, pair in rows.groupby("other", sort=False):
             of = pair.set_index("measure")
-            cells = [_cell(of.loc[measure]) for measure in shown]
+            cells = [_cell(of.loc[measure], usual) for measure in shown]
             lines.append(f"| {name(other)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _seeds(details: pd.Series) -> str:
-    if details.str.contains(NO_REPEATS).any():
-        return " No seed was repeated: another one could move an effect by more than its interval."
-    if details.str.contains(BORROWED).any():
-        return " Levels with one seed borrow the spread between seeds from those with several."
-    return ""
+def with_fewer(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `fewer`: which pairs rest on fewer levels or seeds than others.
+
+    The others have the most levels, and of these the most seeds at the level with the fewest.
+    `levels` is text, also where a table that was read had one level alone.
+    """
+    levels = comparisons["levels"].map(lambda one: one if isinstance(one, str) else f"{one:g}")
+    count = levels.str.count(",")
+    seeds = comparisons["fewest_seeds"].where(count == count.max())
+    fewer = (count < count.max()) | (comparisons["fewest_seeds"] < seeds.max())
+    return comparisons.assign(levels=levels, fewer=fewer & comparisons["effect"].notna())
 
 
-def _cell(row: pd.Series) -> str:
-    verdict = f"**{row.verdict}**" if row.verdict in _REVERSED else row.verdict
-    number, _, ends = interval(row).partition(" ")
-    measured = f", {number}% {ends}" if number else ""
-    return f"{verdict}{measured}{row.otherwise and f'; {row.otherwise}'}"
+def _seeds(usual: pd.Series) -> str:
+    """What the intervals of most pairs are worth."""
+    if usual.most_seeds == 1:
+        return (
+            "No seed was repeated: intervals are about the choice of test text alone and verdicts "
+            "about these autoencoders, not their methods; another seed could turn them."
+        )
+    holds = "Each interval holds for itself: of twenty pairs that do not differ, one will seem to"
+    if usual.fewest_seeds == 1:
+        return (
+            "Levels with one seed borrow the spread between seeds from those with several; where "
+            f"these are quiet, intervals are too short. {holds}, or more then."
+        )
+    return f"{holds}."
+
+
+def _cell(row: pd.Series, usual: pd.Series) -> str:
+    if row.verdict == NOT_COMPARED:
+        return f"{NOT_COMPARED}: {row.detail}"
+    verdict = f"**{row.verdict}**" if row.verdict in _OPPOSITE else row.verdict
+    ends = f"[{number(row.low)}, {number(row.high)}]"
+    said = [f"{verdict}, {number(row.effect)}% {ends if pd.notna(row.low) else '(no interval)'}"]
+    if row.levels != usual.levels:
+        said.append(f"at {row.levels} only")
+    if row.fewer and row.fewest_seeds < usual.fewest_seeds:
+        few = f"{row.fewest_seeds} seed{'s' * bool(row.fewest_seeds > 1)}"
+        said.append(few if row.most_seeds == row.fewest_seeds else f"{few} at some level")
+    return "; ".join([*said, *([row.otherwise] if row.otherwise else [])])

@@ -30,7 +30,7 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row.claim} | {row.statement} | **{row.verdict}** | {interval(row)} | {row.unit} |"
+        f"| {row.claim} | {row.statement} | **{row.verdict}** | {_interval(row)} | {row.unit} |"
         for row in wholes.itertuples()
     ]
     for claim, rows in claims.groupby("claim", sort=False):
@@ -40,7 +40,7 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         lines.append("")
         for row in parts.itertuples():
             name = f"{row.part}: " if row.part else ""
-            measured = f" {interval(row)} {row.unit};" if interval(row) else ""
+            measured = f" {_interval(row)} {row.unit};" if _interval(row) else ""
             lines.append(f"- {name}{row.verdict};{measured} {row.detail}.")
     return "\n".join(lines) + "\n"
 
@@ -54,14 +54,13 @@ def missing(failures: Sequence[str]) -> list[str]:
     return [what, "", *(f"- {failure}" for failure in failures), ""]
 
 
-def interval(row: object) -> str:
-    """The effect of a row with its interval, each to three digits; nothing if it has none."""
+def _interval(row: object) -> str:
     effect, low, high = (getattr(row, name) for name in ("effect", "low", "high"))
     if pd.isna(effect):
         return ""
-    return _number(effect) + ("" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]")
+    return number(effect) + ("" if pd.isna(low) else f" [{number(low)}, {number(high)}]")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits, and never as 2.65e+03."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"

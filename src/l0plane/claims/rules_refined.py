@@ -13,10 +13,12 @@ from l0plane.claims.verdicts import (
     UNBIASED,
     Part,
     Region,
+    Weights,
     judge_mean,
     judge_part,
     not_measured,
     spread,
+    with_levels_left_out,
 )
 
 ABSENT = "ReLU and TopK were not both refined at common levels of L0"
@@ -35,6 +37,7 @@ def _bias(evidence: Evidence, method: str, name: str, region: Region) -> Part:
     units = [
         Unit(level, seed, 100 * found.values["bias"][0])
         for level, seed, found in points.autoencoders()
+        if np.isfinite(found.values["bias"][0]).all()
     ]
     unit, absent = "% of mean absolute shift", f"the refinement of {method} moved nothing"
     return judge_mean(name, units, region, unit, evidence.resampler, absent, percents=True)
@@ -74,8 +77,13 @@ def part_of_gap(evidence: Evidence) -> list[Part]:
     gap = judge_mean("gap", gaps, NEGATIVE, "% nMSE of TopK against ReLU", resampler, ABSENT)
     if gap.verdict != REPRODUCED:
         return [gap]
-    # Errors are geometric means over levels.
-    share = 100 * np.expm1(resampler.combine(closed)) / np.expm1(resampler.combine(gaps))
-    region = Region(PART_OF_GAP, 100 - PART_OF_GAP)
-    detail = f"nMSE of ReLU refined against ReLU, {spread(closed)}"
-    return [gap, judge_part("share", estimate(share), region, "% of the gap closed", detail)]
+
+    def judged(weights: Weights) -> Part:
+        # Errors are geometric means over levels.
+        ours, all_of_it = (np.expm1(resampler.combine(units, weights)) for units in (closed, gaps))
+        region = Region(PART_OF_GAP, 100 - PART_OF_GAP)
+        detail = f"nMSE of ReLU refined against ReLU, {spread(closed)}"
+        share = estimate(100 * ours / all_of_it)
+        return judge_part("share", share, region, "% of the gap closed", detail)
+
+    return [gap, with_levels_left_out(closed, judged)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,9 @@ UNCHANGED_L0 = 1.0
 PART_OF_GAP = 5.0
 PROGRESSIVE = 5.0
 
+
+#: How much each level weighs in a mean; None: all the same.
+Weights = dict[float, float] | None
 
 NO_REPEATS = "no seed repeated"
 BORROWED = "where its spread is borrowed"
@@ -138,31 +140,38 @@ def judge_mean(
     if not units:
         return not_measured(name, absent)
 
-    def judged(those: Sequence[Unit]) -> Part:
-        mean = resampler.combine(those)
+    def judged(weights: Weights) -> Part:
+        mean = resampler.combine(units, weights)
         effect = estimate(mean if percents else percent(mean))
-        return judge_part(name, effect, region, unit, spread(those, percents))
+        return judge_part(name, effect, region, unit, spread(units, percents))
 
-    part = judged(units)
+    return with_levels_left_out(units, judged)
+
+
+def with_levels_left_out(units: Sequence[Unit], judged: Callable[[Weights], Part]) -> Part:
+    """What `judged` says of the mean over levels; its detail says without which it would differ."""
+    part = judged(None)
     hangs = "".join(
-        f"; without {level:.4g} {left.verdict}, {left.effect:.3g} [{left.low:.3g}, {left.high:.3g}]"
+        f"; without {level:.4g} the part would be {left.verdict}, "
+        f"{left.effect:.3g} [{left.low:.3g}, {left.high:.3g}]"
         for level, left in otherwise_without(part, units, judged).items()
     )
     return replace(part, detail=part.detail + hangs)
 
 
 def otherwise_without(
-    part: Part, units: Sequence[Unit], judged: Callable[[Sequence[Unit]], Part]
+    part: Part, units: Sequence[Unit], judged: Callable[[Weights], Part]
 ) -> dict[float, Part]:
-    """What `judged` finds without one level, of three or more, where that is another verdict."""
-    seeds = Counter(unit.block for unit in units)
-    if len(seeds) < 3:
+    """What `judged` says without one level, of three or more, where that is another verdict.
+
+    The spread between seeds remains what it is with all levels.
+    """
+    levels = sorted({unit.block for unit in units})
+    if len(levels) < 3:
         return {}
     found = {}
-    for level in sorted(seeds):
-        if seeds[level] > 1 and seeds.total() - seeds[level] == len(seeds) - 1:
-            continue  # only here was a seed repeated: without it none would count
-        left = judged([unit for unit in units if unit.block != level])
+    for level in levels:
+        left = judged({other: 1 / (len(levels) - 1) for other in levels if other != level})
         if left.verdict != part.verdict:
             found[level] = left
     return found
