@@ -159,7 +159,7 @@ def to_page(
         return "\n".join(
             ["# Methods compared", "", "No two methods can be compared.", "", *missing(failures)]
         )
-    comparisons = with_fewer(comparisons.fillna({"otherwise": "", "run": ""}))
+    comparisons = with_fewer(comparisons.astype({"otherwise": object}).fillna({"otherwise": ""}))
     first = comparisons.iloc[0]
     usual = comparisons[~comparisons["fewer"] & comparisons["effect"].notna()].iloc[0]
     lines = [
