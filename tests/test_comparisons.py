@@ -141,8 +141,14 @@ def test_what_rests_on_less_than_others_is_marked():
     assert "No seed was repeated" not in page and "borrow" not in page
     (mine,) = (section for section in page.split("## ") if section.startswith("mine"))
     (topk,) = (section for section in page.split("## ") if section.startswith("Top"))
-    assert mine.count("; 1 seed") == 6
-    assert topk.count("; 1 seed") == 2
+    assert mine.count("; one seed") == 6
+    assert topk.count("; one seed") == 2
+    some = compared(table[(table["method"] != "mine") | (table["seed"] + table["l0_target"] < 17)])
+    assert to_page(some.reset_index(), LABELS).count("; one seed at some level") == 12
+    # One seed less of several is not worth a mark.
+    three = pd.concat([table, table[table["seed"] == 0].assign(seed=2)])
+    found = compared(three[(three["method"] != "mine") | (three["seed"] < 2)])
+    assert "seed at" not in to_page(found.reset_index(), LABELS)
     missed = compared(table[(table["method"] != "mine") | (table["l0_target"] == 8)])
     page = to_page(missed.reset_index(), LABELS)
     assert page.count("; at 8 only") == 12

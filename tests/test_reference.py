@@ -101,7 +101,7 @@ def test_every_autoencoder_of_the_default_run_has_its_lambda(method):
         assert row["learning_rate"] == pytest.approx(own["learning_rate"])
 
 
-@pytest.mark.parametrize(("run", "folder"), [("three_seeds", "."), ("gpt2_embedded",) * 2])
+@pytest.mark.parametrize(("run", "folder"), [("six_seeds", "."), ("gpt2_embedded",) * 2])
 def test_the_reference_run_was_made_with_this_configuration(run, folder):
     changes = yaml.safe_load((REPOSITORY / f"config/{run}.yaml").read_text())
     expected = merged(DEFAULT, changes)

@@ -194,13 +194,12 @@ def to_page(
 def with_fewer(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The table with a column `fewer`: which pairs rest on fewer levels or seeds than others.
 
-    The others have the most levels, and of these the most seeds at the level with the fewest.
-    `levels` is text, also where a table that was read had one level alone.
+    Fewer levels than any has, or one seed at a level where others have several at each. `levels`
+    is text, also where a table that was read had one level alone.
     """
     levels = comparisons["levels"].map(lambda one: one if isinstance(one, str) else f"{one:g}")
-    count = levels.str.count(",")
-    seeds = comparisons["fewest_seeds"].where(count == count.max())
-    fewer = (count < count.max()) | (comparisons["fewest_seeds"] < seeds.max())
+    count, seeds = levels.str.count(","), comparisons["fewest_seeds"]
+    fewer = (count < count.max()) | ((seeds == 1) & (seeds[count == count.max()].max() > 1))
     return comparisons.assign(levels=levels, fewer=fewer & comparisons["effect"].notna())
 
 
@@ -228,7 +227,6 @@ def _cell(row: pd.Series, usual: pd.Series) -> str:
     said = [f"{verdict}, {number(row.effect)}% {ends if pd.notna(row.low) else '(no interval)'}"]
     if row.levels != usual.levels:
         said.append(f"at {row.levels} only")
-    if row.fewer and row.fewest_seeds < usual.fewest_seeds:
-        few = f"{row.fewest_seeds} seed{'s' * bool(row.fewest_seeds > 1)}"
-        said.append(few if row.most_seeds == row.fewest_seeds else f"{few} at some level")
+    if row.fewer and row.fewest_seeds == 1 < usual.fewest_seeds:
+        said.append("one seed" if row.most_seeds == 1 else "one seed at some level")
     return "; ".join([*said, *([row.otherwise] if row.otherwise else [])])
