@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from l0plane import __version__
-from l0plane.claims.bootstrap import RESAMPLES, Unit, estimate
+from l0plane.claims.bootstrap import RESAMPLES, Resampler, Unit, estimate
 from l0plane.claims.points import Evidence, Points, compare
 from l0plane.claims.report import missing, number
 from l0plane.claims.tables import Tables
@@ -35,7 +35,8 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Compare every method with every other, at the size that was trained at the most levels.
 
-    What is said of a pair does not depend on what other methods there are, or on their order.
+    What is said of a pair does not depend on the order of methods, nor on what others there are, as
+    long as all were measured on the same contexts.
 
     Args:
         tables: of a run; `autoencoders` and `contexts` are looked at.
@@ -55,47 +56,51 @@ def compare_methods(
     evidence = Evidence.of(Tables(*own), resamples, random_seed)
     if evidence.trained is None:
         return pd.DataFrame(columns=COLUMNS)
-    trained, resampler = evidence.trained, evidence.resampler
-    panel = trained.panel()
+    panel = evidence.trained.panel()
     about = {"run": tables.run, "n": int(panel.keys["n"].iloc[0]), "version": __version__}
     rows = []
     for measure in MEASURES:
         if not np.isfinite(panel.values.get(measure, np.nan)).any():
             continue
         for pair in combinations(sorted(methods), 2):
-            one, other = (panel.where(method=method) for method in pair)
-            units = _units(one, other, measure)
+            names = f"{measure} {' '.join(pair)}"
+            evidence.resampler.random = np.random.default_rng([random_seed, *names.encode()])
             keys = {**about, "measure": measure}
-            if not units:
-                part = Part("", NOT_COMPARED, _reason(one, other, measure))
-                rows += [_row(keys, way, [], part, {}) for way in (pair, pair[::-1])]
-                continue
-            resampler.random = np.random.default_rng(
-                [random_seed, *f"{measure} {' '.join(pair)}".encode()]
-            )
-
-            def judged(weights: Weights, units: Sequence[Unit] = units) -> Part:
-                mean = estimate(percent(resampler.combine(units, weights)))
-                verdict = BETTER if mean.high < 0 else WORSE if mean.low > 0 else UNDECIDED
-                return Part("", verdict, spread(units), mean.effect, "%", mean.low, mean.high)
-
-            part = judged(None)
-            without = otherwise_without(part, units, judged)
-            rows.append(_row(keys, pair, units, part, without))
-            back = [Unit(unit.block, unit.seed, -unit.values) for unit in units]
-            part = replace(_inverse(part), detail=spread(back))
-            without = {level: _inverse(left) for level, left in without.items()}
-            rows.append(_row(keys, pair[::-1], units, part, without))
+            rows += _both_ways(keys, pair, panel, measure, evidence.resampler)
     order = {"measure": [*MEASURES].index, "method": methods.index, "other": methods.index}
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values([*order], key=lambda keys: keys.map(order[keys.name]))
 
 
-def _units(one: Points, other: Points, measure: str) -> list[Unit]:
-    """Log ratios of errors at the levels that were asked of both."""
-    both = set(one.keys["l0_target"]) & set(other.keys["l0_target"])
+def _both_ways(
+    keys: dict[str, object],
+    pair: tuple[str, str],
+    panel: Points,
+    measure: str,
+    resampler: Resampler,
+) -> list[dict[str, object]]:
+    """The rows of a pair of methods, the first against the second and back."""
+    one, other = (panel.where(method=method) for method in pair)
+    asked = set(one.keys["l0_target"]) & set(other.keys["l0_target"])
     units = compare(one, other, measure, measure)
-    return [unit for unit in units if unit.block in both and np.isfinite(unit.values[0])]
+    units = [unit for unit in units if unit.block in asked and np.isfinite(unit.values[0])]
+    if not units:
+        part = Part("", NOT_COMPARED, _reason(one, other, measure))
+        return [_row(keys, way, [], part, {}) for way in (pair, pair[::-1])]
+
+    def judged(weights: Weights) -> Part:
+        mean = estimate(percent(resampler.combine(units, weights)))
+        verdict = BETTER if mean.high < 0 else WORSE if mean.low > 0 else UNDECIDED
+        return Part("", verdict, spread(units), mean.effect, "%", mean.low, mean.high)
+
+    part = judged(None)
+    without = otherwise_without(part, units, judged)
+    back = [Unit(unit.block, unit.seed, -unit.values) for unit in units]
+    inverse = {level: _inverse(left) for level, left in without.items()}
+    return [
+        _row(keys, pair, units, part, without),
+        _row(keys, pair[::-1], back, replace(_inverse(part), detail=spread(back)), inverse),
+    ]
 
 
 def _reason(one: Points, other: Points, measure: str) -> str:
