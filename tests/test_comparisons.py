@@ -83,15 +83,17 @@ def test_what_cannot_be_compared_says_why():
     mine = table["method"] == "mine"
     apart = table[~mine | (table["l0_target"] == 4)]
     apart = apart.assign(l0=apart["l0"] * np.where(apart["method"] == "mine", 100.0, 1.0))
+    other_levels = table.assign(l0_target=table["l0_target"] + mine)
     one_size = table[~mine | (table["n"] != SIZE)]
     other_seed = table.assign(seed=table["seed"] + 7 * mine)
     reasons = {
-        "no level of L0 in common": apart,
+        "the L0s that they reached do not meet: 412 to 412 and 4 to 32": apart,
+        "no level of L0 in common": other_levels,
         "one has no autoencoder of this size": one_size,
         "no seed in common": other_seed,
     }
     for reason, rows in reasons.items():
-        row = compared(rows).loc["nmse", "topk", "mine"]
+        row = compared(rows).loc["nmse", "mine", "topk"]
         assert (row["verdict"], row["detail"], row["levels"]) == ("not compared", reason, "")
         assert np.isnan(row["effect"])
     # Splicing lowers the cross-entropy: there is no error to compare.

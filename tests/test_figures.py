@@ -188,6 +188,19 @@ def test_published_errors_need_a_variance(autoencoders, methods):
     assert list(dotted[0].get_ydata()) == pytest.approx([0.3, 0.2])
 
 
+def test_published_errors_far_off_leave_a_run_s_own_their_room(autoencoders, methods):
+    table = pd.DataFrame(
+        {"method": ["topk"] * 3, "l0": [8, 16, 32], "mse": [900.0, 600.0, 6.0], "delta_ce": 1.0}
+    )
+    fig = draw_frontier(autoencoders, methods, "nmse", N, table, published_variance=30.0)
+    own = autoencoders.query("n == @N")["nmse"]
+    low, high = fig.axes[0].get_ylim()
+    assert low < own.min() and own.max() < high < 5 * own.max()
+    assert "2 published points beyond the axis" in texts(fig)
+    near = draw_frontier(autoencoders, methods, "nmse", N, table[2:], published_variance=30.0)
+    assert not any("beyond" in text for text in texts(near))
+
+
 def test_missing_column_is_named(autoencoders, methods):
     with pytest.raises(UserError, match="autoencoders: no column 'nmse'"):
         draw_frontier(autoencoders.drop(columns="nmse"), methods, "nmse", N)
@@ -442,6 +455,7 @@ def test_comparisons_are_coloured_where_they_are_decided():
     # Row TopK: +25 against mine, undecided against ReLU; row mine: nothing against TopK.
     places = {(text.get_position()): text.get_text() for text in left.texts}
     assert places == {
+        (1, 2): "n/a",
         (2, 1): "+25",
         (0, 1): "\N{MINUS SIGN}0.5",
         (0, 2): "\N{MINUS SIGN}20",

@@ -29,6 +29,18 @@ def test_a_frontier_that_bends_is_not_cut_short_by_a_chord():
         assert abs(cubic - truth) < 0.3 * abs(chord - truth)
 
 
+def test_noise_at_a_point_moves_the_curve_to_no_side():
+    """Of a method that ends at the level asked for, resamples lie on both sides of it alike."""
+    x, y = np.log([4.0, 8.0, 16.0, 32.0]), -0.5 * np.log([4.0, 8.0, 16.0, 32.0])
+    moved = np.random.default_rng(0).normal(0, 0.02, 20_000)
+    moved[0] = 0
+    noisy = x[:, None] + moved  # as L0 is in resamples, the error on the line
+    for at in (x[0], x[1], x[-1]):
+        found = interpolate(noisy, np.repeat(y[:, None], len(moved), axis=1), at)
+        assert found[0] == pytest.approx(-0.5 * at)
+        np.testing.assert_allclose(found, -0.5 * (at - moved), atol=1e-12)
+
+
 def test_between_monotone_points_it_is_monotone():
     x, y = np.array([0.0, 1.0, 1.1, 5.0]), np.array([4.0, 3.9, 1.0, 0.9])
     values = [interpolate(x, y, at) for at in np.linspace(-1, 6, 200)]
@@ -41,6 +53,10 @@ def test_a_value_that_is_not_finite_spoils_only_what_lies_beside_it():
     assert [interpolate(x, y, np.log(l0)) for l0 in (16.0, 32.0)] == [0.3, 0.2]
     assert 0.2 < interpolate(x, y, np.log(20.0)) < 0.3
     assert np.isnan([interpolate(x, y, np.log(l0)) for l0 in (40.0, 64.0)]).all()
+    # Nor does it spoil resamples in which the point beside it has passed the level.
+    moved = np.array([0.0, 0.01, -0.01])
+    found = interpolate(x[:, None] + moved, np.repeat(y[:, None], 3, axis=1), np.log(32.0))
+    assert found[0] == 0.2 and found[1] > 0.2 > found[2]
 
 
 def test_points_at_one_place_have_no_slope_between_them():

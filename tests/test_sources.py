@@ -87,6 +87,21 @@ def test_a_class_that_its_module_lacks_is_said_before_anything_is_imported(hashe
     assert sources.missing("relu") is None
 
 
+def test_a_class_that_is_not_imported_is_said(hashes, tmp_path):
+    hashes()
+    package = tmp_path / "l0plane/methods/__init__.py"
+    text = package.read_text()
+    package.write_text(text.replace('"topk": TopKMethod', '"topk": TopKMethod, "mine": Mine'))
+    hashes()
+    assert sources.missing("mine") == "Mine is not imported"
+    assert sources.missing("topk") is None
+    for line in ("from l0plane.methods.relu import *", "Mine = ReLUMethod", "class Mine: pass"):
+        package.write_text(package.read_text().replace("METHODS:", f"{line}\nMETHODS:"))
+        hashes()
+        assert sources.missing("mine") is None, line
+        package.write_text(package.read_text().replace(f"{line}\n", ""))
+
+
 def test_a_syntax_error_names_the_file_and_the_line(hashes, tmp_path):
     file = tmp_path / "l0plane/methods/topk.py"
     lines = len(file.read_text().splitlines())

@@ -15,10 +15,13 @@ def interpolate(x: np.ndarray, y: np.ndarray, at: float | np.ndarray) -> np.ndar
     each point a slope between those to its neighbours, and rises and falls where the points do.
 
     Args:
-        x: `[points, ...]`, rising in the first entry of each point, which says where `at` lies.
+        x: `[points, ...]`, rising in the first entry of each point, which says between which `at`
+            lies for all entries: one that passes a point goes on with the slope there, as near to
+            it as noise can move it, so that it is not moved to one side.
         y: `[points, ...]`; a value that is not finite spoils only what lies between it and its
             neighbours.
-        at: one position, or one for each of the other axes' entries; kept inside the points.
+        at: one position, or one for each of the other axes' entries; the first is kept inside the
+            points, and the others move with it.
 
     Returns:
         The values `[...]` at `at`.
@@ -26,18 +29,24 @@ def interpolate(x: np.ndarray, y: np.ndarray, at: float | np.ndarray) -> np.ndar
     if len(x) == 1:
         return y[0]
     first = x.reshape(len(x), -1)[:, 0]
-    where = np.searchsorted(first, np.ravel(at)[0], side="right") - 1
-    left = int(np.clip(where, 0, len(x) - 2))
+    wanted = np.ravel(at)[0]
+    inside = np.clip(wanted, first[0], first[-1])
+    at = (at - wanted) + inside
+    left = int(np.clip(np.searchsorted(first, inside, side="right") - 1, 0, len(x) - 2))
+    if left and inside == first[left] and not np.isfinite(y.reshape(len(y), -1)[left + 1, 0]):
+        left -= 1
     width = x[left + 1] - x[left]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.clip(np.where(width > _CLOSEST, (at - x[left]) / width, 0.0), 0, 1)
+        share = np.where(width > _CLOSEST, (at - x[left]) / width, 0.0)
         before, after = (_slope(x, y, left, point) * width for point in (left, left + 1))
-    rest = 1 - share
-    bent = rest * share * (rest * before - share * after)
-    of_left = rest**2 * (1 + 2 * share) * y[left] + bent
-    of_right = share**2 * (1 + 2 * rest) * y[left + 1]
-    inside = (share > 0) & (share < 1)
-    return np.where(inside, of_left + of_right, np.where(share > 0, y[left + 1], y[left]))
+        rest = 1 - share
+        bent = rest * share * (rest * before - share * after)
+        of_left = rest**2 * (1 + 2 * share) * y[left] + bent
+        of_right = share**2 * (1 + 2 * rest) * y[left + 1]
+        below = y[left] + np.where(share < 0, share * before, 0.0)
+        above = y[left + 1] + np.where(share > 1, -rest * after, 0.0)
+    between = (share > 0) & (share < 1)
+    return np.where(between, of_left + of_right, np.where(share > 0, above, below))
 
 
 def _slope(x: np.ndarray, y: np.ndarray, segment: int, point: int) -> np.ndarray:

@@ -36,8 +36,14 @@ def modules() -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level
         for alias in node.names
     }
+    # Of a class that is not imported by its name: the package, with all methods.
+    return {method: homes.get(name, METHODS) for method, name in _entries().items()}
+
+
+def _entries() -> dict[str, str]:
+    """What `l0plane.methods.METHODS` has for each name, as it stands there."""
     found = {}
-    for node in tree.body:
+    for node in _tree(METHODS).body:
         assigned = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if not any(isinstance(name, ast.Name) and name.id == "METHODS" for name in assigned):
             continue
@@ -45,8 +51,20 @@ def modules() -> dict[str, str]:
         if isinstance(entries, ast.Dict):
             for key, its in zip(entries.keys, entries.values, strict=True):
                 if isinstance(key, ast.Constant):
-                    # Of a class that is not imported by its name: the package, with all methods.
-                    found[str(key.value)] = homes.get(ast.unparse(its), METHODS)
+                    found[str(key.value)] = ast.unparse(its)
+    return found
+
+
+def _bound(module: str) -> set[str]:
+    """Names that a module imports, defines or assigns."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
     return found
 
 
@@ -54,16 +72,15 @@ def missing(method: str) -> str | None:
     """What an import of the method's class would say that its module lacks; None if nothing."""
     module = modules()[method]
     if module == METHODS:
-        return None
+        name = _entries()[method]
+        return None if {name.split(".")[0], "*"} & _bound(METHODS) else f"{name} is not imported"
     if not _file(module).is_file():
         return f"no module {module}"
-    bound = set()
-    for node in ast.walk(_tree(module)):
-        bound |= {getattr(node, key, None) for key in ("name", "id", "asname")}
+    bound = _bound(module)
     for node in ast.walk(_tree(METHODS)):
         if isinstance(node, ast.ImportFrom) and node.module == module and not node.level:
             for alias in node.names:
-                if alias.name not in bound:
+                if not {alias.name, "*"} & bound:
                     return f"{_file(module).name} has no {alias.name}"
     return None
 

@@ -111,6 +111,10 @@ def _reason(one: Points, other: Points, measure: str) -> str:
         return "no seed in common"
     if not all((points.values[measure][:, 0] > 0).any() for points in (one, other)):
         return "one has no error above 0"
+    spans = [points.values["l0"][:, 0] for points in (one, other)]
+    if max(span.min() for span in spans) > min(span.max() for span in spans):
+        reached = " and ".join(f"{span.min():.3g} to {span.max():.3g}" for span in spans)
+        return f"the L0s that they reached do not meet: {reached}"
     return "no level of L0 in common"
 
 
@@ -146,7 +150,7 @@ def _row(
         "high": part.high,
         "verdict": part.verdict,
         "otherwise": "; ".join(
-            f"without {'one of ' * (len(levels) > 1)}{', '.join(levels)}: {verdict}"
+            f"{' or '.join(f'without {level}' for level in levels)}: {verdict}"
             for verdict, levels in others.items()
         ),
         "detail": part.detail,
@@ -167,15 +171,19 @@ def to_page(
     comparisons = with_fewer(comparisons.astype({"otherwise": object}).fillna({"otherwise": ""}))
     first = comparisons.iloc[0]
     usual = comparisons[~comparisons["fewer"] & comparisons["effect"].notna()].iloc[0]
+    hangs = (
+        "A verdict that hangs on one level of L0 has beside it what it would be without. "
+        if usual["levels"].count(",") > 1
+        else "With fewer than three levels nothing is said of how much one of them matters. "
+    )
     lines = [
         f"# Methods compared on {first['run'] or 'an unnamed run'}",
         "",
         "The error of each method against every other's at equal L0, with "
         f"{first['n']:,} latents: a geometric mean over L0 = {usual['levels']}, with its 95% "
         "interval. -10% is a tenth less error. A method is better if the whole interval lies below "
-        "0, worse if above; a verdict that hangs on one level of L0 has beside it what it would be "
-        f"without. {_seeds(usual)} `docs/claims.md` says "
-        "where intervals come from; `comparisons.csv` has every level.",
+        f"0, worse if above. {hangs}{_seeds(usual)} `docs/claims.md` says where intervals come "
+        "from; `comparisons.csv` has every level.",
         "",
         *missing(failures),
     ]
@@ -228,7 +236,8 @@ def _cell(row: pd.Series, usual: pd.Series) -> str:
     if row.verdict == NOT_COMPARED:
         return f"{NOT_COMPARED}: {row.detail}"
     verdict = f"**{row.verdict}**" if row.verdict in _OPPOSITE else row.verdict
-    ends = f"[{number(row.low)}, {number(row.high)}]"
+    high = "over 1,000" if row.high > 999.5 else number(row.high)
+    ends = f"[{number(row.low)}, {high}]"
     said = [f"{verdict}, {number(row.effect)}% {ends if pd.notna(row.low) else '(no interval)'}"]
     if row.levels != usual.levels:
         said.append(f"at {row.levels} only")

@@ -62,5 +62,5 @@ def _interval(row: object) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and never as 2.65e+03."""
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+    """Three digits, and never as 2.65e+03; what is as good as 0 as 0."""
+    return f"{value if abs(value) > 1e-9 else 0:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"

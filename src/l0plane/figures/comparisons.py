@@ -49,14 +49,14 @@ def draw_comparisons(comparisons: pd.DataFrame, methods: pd.DataFrame) -> Figure
     measures = [name for name in _TITLES if name in set(comparisons["measure"])]
     # Labels at the bottom are turned by 45 degrees.
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    cell = min(0.55, max(0.33, 3 / max(1, len(names))))
-    height = 0.6 + 0.06 * longest + cell * max(3, len(names))
+    # Side by side as long as there is room for numbers.
+    below = len(measures) if len(names) > _BESIDE else 1
+    width = (style.WIDTH - 0.4 - 0.08 * longest) * below / 2 / max(1, len(names))
+    height = 0.6 + 0.06 * longest + min(0.55, width) * max(3, len(names))
     if not measures:
         fig = style.new_figure(height)
         style.empty(fig.add_subplot(), "no two methods to compare")
         return fig
-    # Side by side as long as there is room for numbers.
-    below = len(measures) if len(names) > _BESIDE else 1
     fig = style.new_figure(0.6 + height * below)
     beside = len(measures) // below
     panels = fig.subplots(below, beside, sharey=True, squeeze=False).ravel()
@@ -78,9 +78,8 @@ def draw_comparisons(comparisons: pd.DataFrame, methods: pd.DataFrame) -> Figure
         Patch(facecolor=_tint("better", _FULL), label="better: less error"),
         Patch(facecolor=_tint("worse", _FULL), label="worse"),
         Patch(facecolor="white", edgecolor=style.GREY, label="undecided"),
-        Patch(facecolor=_NOTHING, label="not compared"),
     ]
-    style.legend_below(fig, handles, 4)
+    style.legend_below(fig, handles, 3)
     _fit(fig)
     return fig
 
@@ -91,6 +90,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
         x, y = places[str(row.other)], places[str(row.method)]
         effect, decided = float(str(row.effect)), str(row.verdict) in _COLORS
         if np.isnan(effect):
+            ax.text(x, y, "n/a", ha="center", va="center", fontsize=8.5, color=style.GREY)
             continue
         color = _tint(str(row.verdict), np.log1p(max(effect, -99.9) / 100)) if decided else "white"
         ax.fill_between([x - 0.5, x + 0.5], y - 0.5, y + 0.5, color=color, linewidth=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,9 @@ from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles
 from l0plane.files import UserError
 from l0plane.series import mean_over_seeds, require
+
+# Published values so many times beyond a run's own would leave these no room.
+_FAR = 3.0
 
 
 def frontier(
@@ -57,6 +61,7 @@ def frontier(
         handles[method] = style.method_handle(look.label, look.color, look.marker)
     if published is not None:
         handles |= _overlay(published, published_variance, metric, styles, ax)
+        _keep_own(ax, means["value"])
 
     style.missing(ax, [styles[m].label for m in rows.loc[rows[metric].isna(), "method"]])
     ax.set(xlabel=style.L0_LABEL, ylabel=style.METRIC_LABELS[metric])
@@ -93,6 +98,20 @@ def _overlay(
             alpha=0.7,
         )
     return {"published": style.method_handle("published (dotted)", style.GREY, "o", ls=":", ms=3.5)}
+
+
+def _keep_own(ax: Axes, own: pd.Series) -> None:
+    """End the axis near a run's own values where published ones lie far off, and say so."""
+    low, high = own.min() / _FAR, own.max() * _FAR
+    hidden = sum(int(((y < low) | (y > high)).sum()) for y in map(_values, ax.lines))
+    if hidden:
+        ax.set_ylim(low, high)
+        plural = "s" if hidden > 1 else ""
+        style.note(ax, f"{hidden} published point{plural} beyond the axis", y=0.86)
+
+
+def _values(line: Line2D) -> np.ndarray:
+    return np.asarray(line.get_ydata(), dtype=float)
 
 
 @style.styled

@@ -1,4 +1,4 @@
-# Replace my_method by the folder's name. What the rest of the workflow asks of this rule: for any
+# my_method is the folder's name, here as below. What the rest of the workflow asks of this rule: for any
 # n (latents), l0 (asked L0) and seed, the two files of a SAELens directory,
 #   cfg.json                  architecture standard, topk, jumprelu or gated;
 #                             normalize_activations: layer_norm
