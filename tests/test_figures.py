@@ -196,7 +196,13 @@ def test_published_errors_far_off_leave_a_run_s_own_their_room(autoencoders, met
     own = autoencoders.query("n == @N")["nmse"]
     low, high = fig.axes[0].get_ylim()
     assert low < own.min() and own.max() < high < 5 * own.max()
-    assert "2 published points beyond the axis" in texts(fig)
+    assert "2 published points beyond the axes" in texts(fig)
+    none = draw_frontier(autoencoders, methods, "nmse", N, table[:2], published_variance=30.0)
+    assert not any("published (" in text for text in texts(none))
+    assert (
+        none.axes[0].get_xlim()
+        == draw_frontier(autoencoders, methods, "nmse", N).axes[0].get_xlim()
+    )
     near = draw_frontier(autoencoders, methods, "nmse", N, table[2:], published_variance=30.0)
     assert not any("beyond" in text for text in texts(near))
 

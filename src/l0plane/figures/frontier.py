@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -60,8 +59,7 @@ def frontier(
         )
         handles[method] = style.method_handle(look.label, look.color, look.marker)
     if published is not None:
-        handles |= _overlay(published, published_variance, metric, styles, ax)
-        _keep_own(ax, means["value"])
+        handles |= _overlay(published, published_variance, metric, styles, means["value"], ax)
 
     style.missing(ax, [styles[m].label for m in rows.loc[rows[metric].isna(), "method"]])
     ax.set(xlabel=style.L0_LABEL, ylabel=style.METRIC_LABELS[metric])
@@ -79,14 +77,24 @@ def _overlay(
     variance: float | None,
     metric: str,
     styles: dict[str, Style],
+    own: pd.Series,
     ax: Axes,
 ) -> dict[str, Line2D]:
-    """Draw another paper's frontier, small and dotted; return its one legend entry."""
+    """Draw another paper's frontier, small and dotted; return its one legend entry.
+
+    Points so far from a run's `own` values that these would have no room are counted only.
+    """
     if metric == "nmse":
         if variance is None:
             raise UserError("published: its mse is not normalised; give published_variance")
         published = published.assign(nmse=published["mse"] / variance)
-    for method, points in published.sort_values("l0").groupby("method"):
+    near = published[metric].between(own.min() / _FAR, own.max() * _FAR) | own.isna().all()
+    if hidden := int((~near).sum()):
+        plural = "s" if hidden > 1 else ""
+        style.note(ax, f"{hidden} published point{plural} beyond the axes", x=0.02, y=0.08)
+    if not near.any():
+        return {}
+    for method, points in published[near].sort_values("l0").groupby("method"):
         look = styles.get(str(method)) or Style(str(method), style.GREY, "o")
         ax.plot(
             points["l0"],
@@ -98,20 +106,6 @@ def _overlay(
             alpha=0.7,
         )
     return {"published": style.method_handle("published (dotted)", style.GREY, "o", ls=":", ms=3.5)}
-
-
-def _keep_own(ax: Axes, own: pd.Series) -> None:
-    """End the axis near a run's own values where published ones lie far off, and say so."""
-    low, high = own.min() / _FAR, own.max() * _FAR
-    hidden = sum(int(((y < low) | (y > high)).sum()) for y in map(_values, ax.lines))
-    if hidden:
-        ax.set_ylim(low, high)
-        plural = "s" if hidden > 1 else ""
-        style.note(ax, f"{hidden} published point{plural} beyond the axis", y=0.86)
-
-
-def _values(line: Line2D) -> np.ndarray:
-    return np.asarray(line.get_ydata(), dtype=float)
 
 
 @style.styled
