@@ -484,7 +484,7 @@ def test_the_two_ways_of_a_comparison_are_as_strong():
     np.testing.assert_allclose(share, (1 - orange) / (1 - np.array(to_rgb("#c44601"))), atol=0.01)
 
 
-@pytest.mark.parametrize("effect", [-20.0, -99.95, 113.0, 1650.0, 1e9])
+@pytest.mark.parametrize("effect", [-99.95, 113.0, 1e9])
 @pytest.mark.parametrize(("count", "letters"), [(2, 3), (4, 60), (12, 9), (20, 40)])
 def test_comparisons_have_room_for_many_methods(count, letters, effect):
     names = [f"method_{i}" for i in range(count)]
