@@ -203,6 +203,8 @@ def test_published_errors_far_off_leave_a_run_s_own_their_room(autoencoders, met
         none.axes[0].get_xlim()
         == draw_frontier(autoencoders, methods, "nmse", N).axes[0].get_xlim()
     )
+    alone = draw_frontier(autoencoders, methods, "nmse", 7, table, published_variance=30.0)
+    assert "published (dotted)" in texts(alone)
     near = draw_frontier(autoencoders, methods, "nmse", N, table[2:], published_variance=30.0)
     assert not any("beyond" in text for text in texts(near))
 
@@ -438,101 +440,6 @@ def test_claims_without_a_region_have_no_shade(columns):
     assert "−0.08 log nMSE" in texts(fig)
 
 
-def comparisons(names, effect=-20.0, verdict="better"):
-    rows = [
-        {"measure": measure, "method": one, "other": other, "n": 64, "effect": effect}
-        for measure in ("nmse", "delta_ce")
-        for one in names
-        for other in names
-        if one != other
-    ]
-    return pd.DataFrame(rows).assign(verdict=verdict, levels="4, 8", fewest_seeds=2, most_seeds=2)
-
-
-def test_comparisons_are_coloured_where_they_are_decided():
-    table = comparisons(["topk", "mine", "relu"])
-    table.loc[0, ["effect", "verdict"]] = [25.0, "worse"]
-    table.loc[1, ["effect", "verdict"]] = [-0.46, "undecided"]
-    table.loc[2, ["effect", "verdict"]] = [np.nan, "not compared"]
-    methods = pd.DataFrame({"method": ["relu", "topk"], "label": ["ReLU", "TopK"], "order": [1, 2]})
-    left, right = (fig := draw_comparisons(table, methods)).axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["ReLU", "TopK", "mine"]
-    assert "n = 64" in fig.get_suptitle() and "fewer" not in fig.get_suptitle()
-    # Row TopK: +25 against mine, undecided against ReLU; row mine: nothing against TopK.
-    places = {(text.get_position()): text.get_text() for text in left.texts}
-    assert places == {
-        (1, 2): "n/a",
-        (2, 1): "+25",
-        (0, 1): "\N{MINUS SIGN}0.5",
-        (0, 2): "\N{MINUS SIGN}20",
-        (1, 0): "\N{MINUS SIGN}20",
-        (2, 0): "\N{MINUS SIGN}20",
-    }
-    colors = [tuple(cell.get_facecolor()[0]) for cell in left.collections]
-    assert len(colors) == 5 and len(set(colors)) == 3  # green, orange, and white
-    assert len(right.collections) == 6
-    assert {"worse", "undecided"} <= {text.get_text() for text in fig.legends[0].get_texts()}
-
-
-def test_the_two_ways_of_a_comparison_are_as_strong():
-    table = comparisons(["a", "b"])
-    back = table["method"] == "b"
-    table.loc[back, ["effect", "verdict"]] = [25.0, "worse"]  # 1 / 0.8
-    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
-    green, orange = (np.array(cell.get_facecolor()[0][:3]) for cell in ax.collections)
-    share = (1 - green) / (1 - np.array(to_rgb("#00735c")))
-    np.testing.assert_allclose(share, (1 - orange) / (1 - np.array(to_rgb("#c44601"))), atol=0.01)
-
-
-@pytest.mark.parametrize("effect", [-99.95, 113.0, 1e9])
-@pytest.mark.parametrize(("count", "letters"), [(2, 3), (4, 60), (12, 9), (20, 40)])
-def test_comparisons_have_room_for_many_methods(count, letters, effect):
-    names = [f"method_{i}" for i in range(count)]
-    methods = pd.DataFrame({"method": names, "label": ["long label " * (letters // 11)] * count})
-    table = comparisons(names, effect)
-    table.loc[0, "fewest_seeds"] = 1
-    fig = draw_comparisons(table, methods)
-    fig.canvas.draw()
-    ax = fig.axes[0]
-    cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
-    assert max(text.get_window_extent().width for text in ax.texts) < cell
-
-
-@pytest.mark.parametrize(
-    ("effect", "shown"),
-    [
-        (0.0, "+0.0"),
-        (0.03, "+0.03"),
-        (-4.24, "\N{MINUS SIGN}4.2"),
-        (99.0, "+99"),
-        (112.6, "×2.1"),
-        (1650.0, "×18"),
-        (1e9, "≫"),
-    ],
-)
-def test_a_comparison_has_five_letters_at_most(effect, shown):
-    table = comparisons(["a", "b"], effect, "undecided")
-    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
-    assert {text.get_text() for text in ax.texts} == {shown}
-
-
-def test_comparisons_say_what_they_rest_on():
-    table = comparisons(["a", "b", "c"])
-    methods = pd.DataFrame({"method": ["a", "b", "c"]})
-    fewer = table.assign(levels=["4", *["4, 8"] * 11])
-    fig = draw_comparisons(fewer, methods)
-    assert "* fewer levels or seeds" in fig.get_suptitle()
-    assert [text.get_text()[-1] == "*" for text in fig.axes[0].texts] == [True, *[False] * 5]
-    assert not any("*" in text.get_text() for text in fig.axes[1].texts)
-    one = draw_comparisons(table.assign(fewest_seeds=1, most_seeds=1), methods)
-    assert "no seed repeated" in one.get_suptitle() and "*" not in one.get_suptitle()
-
-
-def test_nothing_to_compare_is_said():
-    fig = draw_comparisons(comparisons(["a", "b"])[:0], pd.DataFrame({"method": ["a"]}))
-    assert "no two methods to compare" in texts(fig)
-
-
 def test_claims_reject_an_unknown_verdict():
     with pytest.raises(UserError, match="verdict 'maybe'"):
         draw_claims(tidy.claims().assign(verdict="maybe"))
@@ -622,6 +529,107 @@ def test_figures_and_tables_never_import_torch():
     names = ", ".join(f"l0plane.figures.{module}" for module in modules)
     code = f"import sys, l0plane.tables, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Comparisons
+
+
+def comparisons(names, effect=-20.0, verdict="better"):
+    rows = [
+        {"measure": measure, "method": one, "other": other, "n": 64, "effect": effect}
+        for measure in ("nmse", "delta_ce")
+        for one in names
+        for other in names
+        if one != other
+    ]
+    return pd.DataFrame(rows).assign(verdict=verdict, levels="4, 8", fewest_seeds=2, most_seeds=2)
+
+
+def test_comparisons_are_coloured_where_they_are_decided():
+    table = comparisons(["topk", "mine", "relu"])
+    table.loc[0, ["effect", "verdict"]] = [25.0, "worse"]
+    table.loc[1, ["effect", "verdict"]] = [-0.46, "undecided"]
+    table.loc[2, ["effect", "verdict"]] = [np.nan, "not compared"]
+    methods = pd.DataFrame({"method": ["relu", "topk"], "label": ["ReLU", "TopK"], "order": [1, 2]})
+    left, right = (fig := draw_comparisons(table, methods)).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["ReLU", "TopK", "mine"]
+    assert "n = 64" in fig.get_suptitle() and "fewer" not in fig.get_suptitle()
+    # Row TopK: +25 against mine, undecided against ReLU; row mine: nothing against TopK.
+    places = {(text.get_position()): text.get_text() for text in left.texts}
+    assert places == {
+        (1, 2): "n/a",
+        (2, 1): "+25",
+        (0, 1): "\N{MINUS SIGN}0.5",
+        (0, 2): "\N{MINUS SIGN}20",
+        (1, 0): "\N{MINUS SIGN}20",
+        (2, 0): "\N{MINUS SIGN}20",
+    }
+    colors = [tuple(cell.get_facecolor()[0]) for cell in left.collections]
+    assert len(colors) == 5 and len(set(colors)) == 3  # green, orange, and white
+    assert len(right.collections) == 6
+    assert {"worse", "undecided"} <= {text.get_text() for text in fig.legends[0].get_texts()}
+
+
+def test_the_two_ways_of_a_comparison_are_as_strong():
+    table = comparisons(["a", "b"])
+    back = table["method"] == "b"
+    table.loc[back, ["effect", "verdict"]] = [25.0, "worse"]  # 1 / 0.8
+    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
+    green, orange = (np.array(cell.get_facecolor()[0][:3]) for cell in ax.collections)
+    share = (1 - green) / (1 - np.array(to_rgb("#00735c")))
+    np.testing.assert_allclose(share, (1 - orange) / (1 - np.array(to_rgb("#c44601"))), atol=0.01)
+
+
+@pytest.mark.parametrize("effect", [-99.95, 113.0, 1e9])
+@pytest.mark.parametrize(("count", "letters"), [(2, 3), (4, 60), (12, 9), (20, 40)])
+def test_comparisons_have_room_for_many_methods(count, letters, effect):
+    names = [f"method_{i}" for i in range(count)]
+    methods = pd.DataFrame({"method": names, "label": ["long label " * (letters // 11)] * count})
+    table = comparisons(names, effect)
+    table.loc[0, "fewest_seeds"] = 1
+    fig = draw_comparisons(table, methods)
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
+    assert max(text.get_window_extent().width for text in ax.texts) < cell
+
+
+@pytest.mark.parametrize(
+    ("effect", "shown"),
+    [
+        (0.0, "+0.0"),
+        (0.03, "+0.03"),
+        (-4.24, "\N{MINUS SIGN}4.2"),
+        (99.0, "+99"),
+        (112.6, "×2.1"),
+        (1650.0, "×18"),
+        (1e9, "≫"),
+    ],
+)
+def test_a_comparison_has_five_letters_at_most(effect, shown):
+    table = comparisons(["a", "b"], effect, "undecided")
+    ax = draw_comparisons(table, pd.DataFrame({"method": ["a", "b"]})).axes[0]
+    assert {text.get_text() for text in ax.texts} == {shown}
+
+
+def test_comparisons_say_what_they_rest_on():
+    table = comparisons(["a", "b", "c"])
+    methods = pd.DataFrame({"method": ["a", "b", "c"]})
+    fewer = table.assign(levels=["4", *["4, 8"] * 11])
+    fig = draw_comparisons(fewer, methods)
+    assert "* fewer levels or seeds" in fig.get_suptitle()
+    assert [text.get_text()[-1] == "*" for text in fig.axes[0].texts] == [True, *[False] * 5]
+    assert not any("*" in text.get_text() for text in fig.axes[1].texts)
+    one = draw_comparisons(table.assign(fewest_seeds=1, most_seeds=1), methods)
+    assert "no seed repeated" in one.get_suptitle() and "*" not in one.get_suptitle()
+    some = draw_comparisons(table.assign(fewest_seeds=1, most_seeds=3), methods).get_suptitle()
+    assert "borrow the spread" in some and "no seed repeated" not in some
+    assert "borrow" not in draw_comparisons(table, methods).get_suptitle()
+
+
+def test_nothing_to_compare_is_said():
+    fig = draw_comparisons(comparisons(["a", "b"])[:0], pd.DataFrame({"method": ["a"]}))
+    assert "no two methods to compare" in texts(fig)
 
 
 # What failed

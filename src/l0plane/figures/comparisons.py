@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from l0plane.claims.comparisons import with_fewer
+from l0plane.claims.comparisons import MEASURES, with_fewer
 from l0plane.figures import style
 from l0plane.figures.palette import assign_styles
 from l0plane.series import require
@@ -19,7 +19,6 @@ from l0plane.series import require
 # As in the figure of the claims; the lighter, the smaller the difference.
 _COLORS = {"better": "#00735c", "worse": "#c44601"}
 _NOTHING = "#ededed"
-_TITLES = {"nmse": "normalised MSE", "delta_ce": "delta cross-entropy"}
 # A log ratio as large as this has the full colour, and the smallest this share of it.
 _FULL, _LEAST = 0.6, 0.18
 # So many methods have room in half of the width.
@@ -46,7 +45,7 @@ def draw_comparisons(comparisons: pd.DataFrame, methods: pd.DataFrame) -> Figure
     looks = assign_styles(methods, names)
     names = [method for method in looks if method in names]
     labels = [textwrap.fill(looks[method].label, _LETTERS) for method in names]
-    measures = [name for name in _TITLES if name in set(comparisons["measure"])]
+    measures = [name for name in MEASURES if name in set(comparisons["measure"])]
     # Labels at the bottom are turned by 45 degrees.
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     # Side by side as long as there is room for numbers.
@@ -63,7 +62,7 @@ def draw_comparisons(comparisons: pd.DataFrame, methods: pd.DataFrame) -> Figure
     comparisons = with_fewer(comparisons)
     for ax, measure in zip(panels, measures, strict=True):
         rows = comparisons[comparisons["measure"] == measure]
-        ax.set_title(_TITLES[measure], loc="left")
+        ax.set_title(MEASURES[measure], loc="left")
         _panel(ax, rows, {method: place for place, method in enumerate(names)})
         ax.set_xticks(range(len(names)), labels, rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(len(names)), labels)
@@ -73,6 +72,8 @@ def draw_comparisons(comparisons: pd.DataFrame, methods: pd.DataFrame) -> Figure
         said.append("* fewer levels or seeds than others")
     if comparisons["most_seeds"].max() == 1:
         said.append("no seed repeated: verdicts are about these autoencoders, not their methods")
+    elif comparisons["fewest_seeds"].max() == 1:
+        said.append("levels with one seed borrow the spread of others: rather too sure")
     fig.suptitle("\n".join(said), x=0.01, ha="left", fontsize=9, color=style.GREY, style="italic")
     handles = [
         Patch(facecolor=_tint("better", _FULL), label="better: less error"),

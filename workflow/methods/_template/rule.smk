@@ -1,5 +1,5 @@
-# my_method is the folder's name, here as below. What the rest of the workflow asks of this rule: for any
-# n (latents), l0 (asked L0) and seed, the two files of a SAELens directory,
+# my_method is the folder's name, here as below. What the rest of the workflow asks of this rule:
+# for any n (latents), l0 (asked L0) and seed, the two files of a SAELens directory,
 #   cfg.json                  architecture standard, topk, jumprelu or gated;
 #                             normalize_activations: layer_norm
 #   sae_weights.safetensors   W_enc [d, n], W_dec [n, d], b_dec [d], and that architecture's vectors
