@@ -78,6 +78,8 @@ def test_every_method_learns_and_reaches_the_l0_asked_for(name):
     # JumpReLU moves its thresholds slowly: in so short a run it is still on its way.
     assert l0 == pytest.approx(4, rel=0.5 if name == "jumprelu" else 0.1)
     assert log["step"].iloc[-1] == facts["training_steps"] == 120_000 // 256
+    # Unit rows average to shorter ones.
+    torch.testing.assert_close(autoencoder.decoder.norm(dim=1), torch.ones(N))
 
 
 def test_the_same_seed_gives_the_same_autoencoder_and_another_seed_another():

@@ -192,7 +192,14 @@ class Training:
         self.seconds += time.perf_counter() - started
 
     def _averaged(self) -> Parameters:
-        return {key: state.ema for key, state in self._trainer.states.items()}
+        """The moving average of the parameters, with unit decoder rows as these have.
+
+        The mean of unit vectors that turn is shorter, the more so the higher the learning rate.
+        """
+        averaged = {key: state.ema for key, state in self._trainer.states.items()}
+        if "decoder" in averaged:
+            averaged["decoder"] = torch.nn.functional.normalize(averaged["decoder"], dim=1)
+        return averaged
 
     def finish(self) -> Trained:
         """The result, once all `estimates` were made.
