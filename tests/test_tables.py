@@ -67,18 +67,26 @@ def test_written_tables_say_the_same(summary, tmp_path):
         pd.read_csv(paths[0], keep_default_na=False, na_values={"nmse_at_8": ""}), summary
     )
     markdown, latex = (path.read_text() for path in paths[1:])
-    best = f"{summary['nmse_at_16'].min():.3g}"
+    best = f"{summary['nmse_at_16'].min():#.3g}"
     assert f"**{best}**" in markdown and rf"\textbf{{{best}}}" in latex
     assert "| ReLU | 2048 | – |" in markdown and "ReLU & 2048 & -- &" in latex
     assert "sha256" not in markdown
     rows = [line.count("|") for line in markdown.splitlines()]
-    assert len(rows) == 11 and len(set(rows)) == 1
+    assert len(rows) == 13 and rows[:2] == [0, 0] and len(set(rows[2:])) == 1
+    assert markdown.startswith(f"Run {summary['run'][0]}.")
+
+
+def test_what_reads_the_same_is_bold_together(tmp_path):
+    table = pd.DataFrame({"run": "a", "label": [*"xyz"], "nmse_at_8": [0.09003, 0.09004, 0.091]})
+    markdown = tables.write(table, tmp_path / "t")[1].read_text()
+    assert "| x | **0.0900** |" in markdown and "| y | **0.0900** |" in markdown
+    assert "| z | 0.0910 |" in markdown
 
 
 def test_latex_escapes_what_labels_may_hold(tmp_path):
-    table = pd.DataFrame({"label": ["50%_a & b"], "nmse_at_8": [0.1]})
+    table = pd.DataFrame({"run": "a", "label": ["50%_a & b"], "nmse_at_8": [0.1]})
     latex = tables.write(table, tmp_path / "t")[2].read_text()
-    assert r"50\%\_a \& b & \textbf{0.1} \\" in latex
+    assert r"50\%\_a \& b & \textbf{0.100} \\" in latex
 
 
 def test_the_summary_says_how_many_are_missing_and_why(tmp_path):

@@ -85,7 +85,8 @@ def write(table: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write `stem`.csv with every column, and `stem`.md and `stem`.tex with those for a reader.
 
     The readable ones leave out ids and provenance, what failed where nothing did, round to three
-    digits, and set the lowest of each nMSE and delta CE column of a summary in bold.
+    digits, and set the lowest of each nMSE and delta CE column of a summary in bold, with all that
+    read the same.
     """
     hidden = {"run", "method", "source", "weights_sha256", *tidy.PROVENANCE}
     if "failed" in table and table["failed"].fillna("").eq("").all():
@@ -94,7 +95,10 @@ def write(table: pd.DataFrame, stem: str | Path) -> list[Path]:
     cells = {c: _cells(shown[c], bold="_at_" in c) for c in shown}
     headings = [_heading(c) for c in shown]
     rows = list(zip(*cells.values(), strict=True))
-    texts = {"md": _markdown(headings, rows), "tex": _latex(headings, rows)}
+    about = f"Run {_joined(table['run'])}."
+    if any("_at_" in c for c in shown):
+        about += " Means over seeds; in bold the lowest error at each L0."
+    texts = {"md": f"{about}\n\n{_markdown(headings, rows)}", "tex": _latex(headings, rows)}
     paths = [Path(f"{stem}.{suffix}") for suffix in ("csv", "md", "tex")]
     with replacing(paths[0]) as part:
         table.to_csv(part, index=False)
@@ -120,11 +124,16 @@ def _cells(column: pd.Series, bold: bool) -> list[tuple[str, bool]]:
     """Return (text, whether it is to be bold) for each value; a dash where there is none."""
     if not pd.api.types.is_float_dtype(column):
         return [("–" if pd.isna(value) else str(value), False) for value in column]
-    best = column.min()
-    return [
-        ("–", False) if pd.isna(value) else (f"{value:.3g}", bold and value == best)
-        for value in column
-    ]
+    best = _digits(column.min())
+    texts = [_digits(value) for value in column]
+    return [(text, bold and text == best != "–") for text in texts]
+
+
+def _digits(value: float) -> str:
+    """Three digits, also where the last ones are zeros; a dash for NaN."""
+    if pd.isna(value):
+        return "–"
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 def _markdown(headings: list[str], rows: list[tuple[tuple[str, bool], ...]]) -> str:

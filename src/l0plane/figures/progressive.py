@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles, shade
@@ -27,13 +28,13 @@ def draw_progressive(
     """Figure 10: nMSE (top) and delta cross-entropy (bottom) against L0, one column a method.
 
     A darker shade was trained at a higher L0; its marker is the training point. Solid lines keep
-    the k' largest at test time, dashed ones all above a threshold; the dotted grey line joins the
+    the k' largest at test time, dashed ones all above a threshold; the dotted black line joins the
     training points. All are means over seeds; thin lines keep the k' largest of each seed, where
     there are several.
 
     What to see: whether a solid line keeps falling to the right of its marker (progressive) or
     turns up (C9, C10, C11, C13), whether dashed and solid coincide (C14, C15, C16), and whether a
-    line passes below the dotted grey one (C17). The nMSE axis ends at 2.
+    line passes below the dotted one (C17). The nMSE axis ends at 2.
 
     Raises:
         UserError: a missing column.
@@ -82,7 +83,9 @@ def _column(
     """Draw one method's test-time curves and training points in one panel."""
     frontier = mean_over_seeds(trained, ["l0_target"], metric).sort_values("l0")
     frontier = frontier[frontier["value"] > 0]
-    ax.plot(frontier["l0"], frontier["value"], color=style.GREY, linestyle=":", linewidth=1.2)
+    dots = {"color": "black", "linestyle": ":", "linewidth": 1.4, "zorder": 2.9}
+    over = [withStroke(linewidth=3.2, foreground="white")]
+    ax.plot(frontier["l0"], frontier["value"], **dots, path_effects=over)
     rows = curves[(curves["method"] == method) & (curves["l0"] > 0)].copy()
     rows[metric] = style.drop_nonpositive(ax, rows[metric].to_numpy())
     for level, all_seeds in rows.groupby("l0_target"):
@@ -142,7 +145,7 @@ def _legend(levels: list[float], several_seeds: bool) -> list[Line2D]:
     if several_seeds:
         label = f"{_LABELS[0]}, each seed"
         handles.append(Line2D([], [], color=style.GREY, lw=_ONE_SEED, label=label))
-    handles.append(Line2D([], [], color=style.GREY, ls=":", label="trained at each level"))
+    handles.append(Line2D([], [], color="black", ls=":", label="trained at each level"))
     return handles + [
         style.method_handle(
             rf"trained at $L_0$ = {level:g}",

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles
@@ -17,6 +18,8 @@ from l0plane.series import at_l0, mean_over_seeds, require
 BASELINE, REFERENCE = "relu", "topk"
 # The histogram shows this central share of each method's shifts.
 _CENTRAL = 0.99
+# Points between a marker and its arrow: both methods' markers can lie on one line.
+_ASIDE = 5.0
 
 
 def gap_closed(refinement: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -126,8 +129,8 @@ def _plane(refinement: pd.DataFrame, n: int, looks: dict[str, Style], ax: Axes) 
     ax.margins(x=0.16)
     style.powers_of_two(ax)
     style.powers_of_ten(ax)
-    for method, points in tables.items():
-        _arrows(points, looks[method].color, ax)
+    for side, (method, points) in zip((-1, 1), tables.items(), strict=False):
+        _arrows(points, looks[method].color, side * _ASIDE, ax)
     shares = gap_closed(refinement, n).dropna(subset=["share"])
     for _, point in shares.iterrows():
         ax.annotate(
@@ -141,15 +144,18 @@ def _plane(refinement: pd.DataFrame, n: int, looks: dict[str, Style], ax: Axes) 
         style.note(ax, "percent: share of the gap\nto TopK closed by refinement")
 
 
-def _arrows(points: pd.DataFrame, color: str, ax: Axes) -> None:
-    """Draw an arrow from before to after, where there is room for one between the markers."""
+def _arrows(points: pd.DataFrame, color: str, aside: float, ax: Axes) -> None:
+    """Draw an arrow from before to after, `aside` of the markers, where there is room for one."""
     shortest = 0.05 * np.subtract(*np.log(ax.get_ylim())[::-1])
+    beside = offset_copy(ax.transData, ax.figure, x=aside, units="points")
     for l0, before, after in points[["l0", "nmse", "nmse_refined"]].itertuples(index=False):
         if np.log(before / after) > shortest:
             ax.annotate(
                 "",
                 xy=(l0, after),
                 xytext=(l0, before),
-                arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 3},
-                zorder=1,
+                xycoords=beside,
+                textcoords=beside,
+                arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0},
+                zorder=4,
             )

@@ -103,7 +103,7 @@ def powers_of_two(ax: Axes) -> None:
         if len(ticks) <= 8:
             break
     short = high > np.log2(10_000)
-    labels = [f"{t / 1024:g}k" if short and t >= 1024 else f"{t:g}" for t in ticks]
+    labels = [f"{t / 1024:g}k" if short and t >= 1024 else f"{t:,g}" for t in ticks]
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FixedFormatter(labels))
     axis.set_minor_locator(NullLocator())

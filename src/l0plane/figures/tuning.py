@@ -18,6 +18,9 @@ _IN_A_ROW = 5
 # A run that is worse than predicting the mean activation has diverged: how far is of no interest.
 # A little above 1, so that what is nearly as bad is seen whole.
 _HIGHEST = 1.1
+# Nor is it how bad the worst of those that missed their L0 is: the axis ends at this many times the
+# highest of the others.
+_ROOM = 1.3
 # Of the values of a further knob.
 _STYLES: Final = ("-", "--", ":")
 #: What the lines of a panel differ in: a column, and how a value of it is written in the legend.
@@ -25,7 +28,7 @@ _LEVELS: Final = {"l0_target": "$L_0$ = {:g}", "n": "n = {:,}"}
 _RING: dict[str, Any] = {
     "linestyle": "none",
     "marker": "o",
-    "markersize": 12,
+    "markersize": 10,
     "markerfacecolor": "none",
     "markeredgecolor": "black",
     "markeredgewidth": 1.2,
@@ -40,9 +43,10 @@ def draw_tuning(
     """Validation nMSE against learning rate, one panel a method, the chosen runs ringed.
 
     One line for each L0, darker for a larger one; where a method has a further knob, one for each
-    of its values, too, broken but for the first. A hollow point missed the L0 by more than 10%:
-    its error is another level's. The axis ends just above an nMSE of 1: what lies higher has
-    diverged.
+    of its values, too, broken but for the first; where its value was not varied, as at other
+    numbers of latents, it is the one chosen at that L0. A hollow point missed the L0 by more than
+    10%: its error is another level's. The axis ends a little above the highest of the others, and
+    just above an nMSE of 1 at the latest: what lies higher has diverged.
 
     What to see: each ring lies at the bottom of a valley, not at the end of the range tried, so
     that a method loses in the other figures by itself and not by its learning rate. No claim
@@ -62,6 +66,7 @@ def draw_tuning(
     tuning = tuning.dropna(subset=["learning_rate", "nmse"])
     if "value" not in tuning:
         tuning = tuning.assign(knob=None, value=np.nan)
+    tuning = _with_chosen_value(tuning)
     styles = assign_styles(methods, tuning["method"])
     looks = {m: look for m, look in styles.items() if m in set(tuning["method"])}
     if over == "l0_target":
@@ -74,6 +79,8 @@ def draw_tuning(
     if len(levels) == 1:
         shades = {levels[0]: 0.5}
     rows = max(-(-len(looks) // _COLUMNS), 1)
+    settled = tuning.loc[~tuning["off_target"].astype(bool), "nmse"].max()
+    highest = min(_HIGHEST, _ROOM * settled) if settled > 0 else _HIGHEST
     fig = style.new_figure(height=0.9 + 1.9 * rows)
     axes = fig.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
     for ax, (method, look) in zip(axes.flat, looks.items(), strict=False):
@@ -108,7 +115,7 @@ def draw_tuning(
         ax.set_axis_off()
     for ax in axes.flat[: len(looks)]:
         style.powers_of_ten(ax, "x")
-        style.powers_of_ten(ax, "y", highest=_HIGHEST)
+        style.powers_of_ten(ax, "y", highest=highest)
     for ax in axes.flat[: len(looks)][-_COLUMNS:]:  # the lowest panel of each column
         ax.set_xlabel("learning rate")
         ax.tick_params(labelbottom=True)
@@ -127,3 +134,12 @@ def draw_tuning(
     rows = 1 if len(handles) <= _IN_A_ROW else 2
     style.legend_below(fig, handles, columns=-(-len(handles) // rows))
     return fig
+
+
+def _with_chosen_value(tuning: pd.DataFrame) -> pd.DataFrame:
+    """The table with the value of the knob that a row without one was trained with."""
+    level = ["method", "l0_target"]
+    chosen = tuning[tuning["chosen"].astype(bool)].dropna(subset=["value"])
+    values = chosen.drop_duplicates(level)[[*level, "value"]]
+    there = tuning[level].merge(values, "left", on=level)["value"].set_axis(tuning.index)
+    return tuning.assign(value=tuning["value"].fillna(there))
