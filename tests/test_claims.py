@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tidy
+import yaml
 from claim_tables import LEVELS, SIZE, World
 
 from l0plane.claims import CLAIMS, Tables, judge, to_markdown, verdicts
 from l0plane.claims.bootstrap import Resampler, Unit, estimate, simultaneous
-from l0plane.claims.points import Curve, Evidence, compare
+from l0plane.claims.points import NAMES, Curve, Evidence, compare
 from l0plane.claims.verdicts import NEGATIVE, Estimate, Region, judge_part, whole
 from l0plane.files import UserError
 from l0plane.tidy import failures
@@ -138,9 +139,42 @@ def test_a_missing_method_leaves_its_claims_unmeasured_and_the_rest_judged():
         "C12": "not measured",
         "C15": "not measured",
     }
-    parts = {part.name: part.verdict for part in judged("C1", tables)}
-    assert parts["gated over relu"] == "reproduced"
-    assert parts["prolu_ste over relu"] == "not measured"
+    parts = {part.name: part for part in judged("C1", tables)}
+    assert parts["Gated against ReLU"].verdict == "reproduced"
+    assert parts["ProLU-STE against ReLU"].verdict == "not measured"
+    assert (
+        parts["ProLU-STE against ReLU"].detail == "no autoencoder of ProLU-STE with 2,048 latents"
+    )
+    # What decides is an effect that the claim is right about: the row says what it lacks.
+    assert whole([*parts.values()]).unit.endswith("against ReLU); 1 of 3 parts not measured")
+
+
+def test_methods_have_the_names_of_the_figures():
+    folders = Path(__file__).parents[1] / "workflow/methods"
+    for method, name in NAMES.items():
+        assert yaml.safe_load((folders / method / "method.yaml").read_text())["label"] == name
+
+
+def test_a_size_that_missed_its_l0_is_left_out_of_a_slope_and_named():
+    contexts = World().contexts()
+    assert "left out" not in judged("C4", Tables(contexts=contexts))[0].detail
+    off = (contexts["method"] == "relu") & (contexts["n"] == 512) & (contexts["seed"] == 0)
+    table = contexts.assign(l0=contexts["l0"] * np.where(off, 0.8, 1.0))
+    (part,) = judged("C4", Tables(contexts=table))
+    level = part.detail.partition(" at L0 ")[2].partition(":")[0]
+    gone = f"ReLU with n = 512, seed 0 ({0.97 * 0.8 * float(level):.3g})"
+    assert f"left out, over 10% off that L0: {gone}" in part.detail
+
+
+def test_the_share_of_a_gap_is_told_for_each_level():
+    world = World(noise=0.0, seed_noise=0.0, refined=0.9)
+    share = judged("C8", world)[1]
+    # ReLU falls to 0.9 of its error, TopK has 0.7 of it, but not quite at the same L0.
+    found = re.findall(r"([\d.]+)% at (\d+)", share.detail.partition(";")[0])
+    assert [level for _, level in found] == ["4", "8", "16", "32"]
+    assert np.mean([float(percent) for percent, _ in found]) == pytest.approx(
+        share.effect, rel=0.02
+    )
 
 
 def test_a_part_contradicted_decides_even_if_others_are_missing():

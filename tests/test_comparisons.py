@@ -22,8 +22,12 @@ def contexts(mine: float, **world) -> pd.DataFrame:
     return pd.concat([table, own.assign(squared_error=own["squared_error"] * mine)])
 
 
+def labelled(methods) -> dict[str, str]:
+    return {method: LABELS.get(method, method) for method in methods}
+
+
 def compared(table: pd.DataFrame, methods=METHODS) -> pd.DataFrame:
-    found = compare_methods(Tables(contexts=table), methods, resamples=300)
+    found = compare_methods(Tables(contexts=table), labelled(methods), resamples=300)
     return found.set_index(["measure", "method", "other"])
 
 
@@ -62,7 +66,7 @@ def test_a_pair_of_the_text_has_the_figures_of_its_claim():
     table = World(noise=0.1).contexts()
     found = compared(table, ["relu", "gated"]).loc["nmse", "gated", "relu"]
     evidence = Evidence.of(Tables(contexts=table), resamples=300, random_seed=0)
-    part = next(part for part in CLAIMS["C1"][1](evidence) if part.name == "gated over relu")
+    part = next(part for part in CLAIMS["C1"][1](evidence) if part.name == "Gated against ReLU")
     assert found["effect"] == part.effect
     assert (found["low"], found["high"]) == pytest.approx((part.low, part.high), rel=0.02)
     assert part.detail.startswith(found["detail"])
@@ -89,7 +93,7 @@ def test_what_cannot_be_compared_says_why():
     reasons = {
         "the L0s that they reached do not meet: 412 to 412 and 4 to 32": apart,
         "no level of L0 in common": other_levels,
-        "one has no autoencoder of this size": one_size,
+        f"no autoencoder of mine with {SIZE:,} latents": one_size,
         "no seed in common": other_seed,
     }
     for reason, rows in reasons.items():
@@ -99,11 +103,11 @@ def test_what_cannot_be_compared_says_why():
     # Splicing lowers the cross-entropy: there is no error to compare.
     lower = table.assign(delta_ce=table["delta_ce"] * np.where(mine, -1.0, 1.0))
     row = compared(lower).loc["delta_ce", "topk", "mine"]
-    assert (row["verdict"], row["detail"]) == ("not compared", "one has no error above 0")
+    assert (row["verdict"], row["detail"]) == ("not compared", "mine has no error above 0")
     # What nobody measured is left out.
     assert set(compared(table.assign(delta_ce=np.nan)).index.get_level_values(0)) == {"nmse"}
-    assert list(compare_methods(Tables(), METHODS).columns) == COLUMNS
-    assert compare_methods(Tables(contexts=table), ["topk"]).empty
+    assert list(compare_methods(Tables(), labelled(METHODS)).columns) == COLUMNS
+    assert compare_methods(Tables(contexts=table), labelled(["topk"])).empty
 
 
 def test_nothing_else_has_a_say_in_a_pair():
@@ -162,7 +166,8 @@ def test_the_page_has_a_section_a_method(tmp_path):
     table = contexts(mine=0.9, noise=0.0)
     far = (table["method"] == "mine") & (table["l0_target"] == 32)
     table = table.assign(squared_error=table["squared_error"] * np.where(far, 3.0, 1.0))
-    compare_methods(Tables(contexts=table), [*METHODS, "failed"], resamples=300).to_csv(
+    labels = labelled([*METHODS, "failed"])
+    compare_methods(Tables(contexts=table), labels, resamples=300).to_csv(
         tmp_path / "comparisons.csv", index=False
     )
     page = to_page(pd.read_csv(tmp_path / "comparisons.csv"), LABELS, ["failed n=8 seed=0: why"])
@@ -173,29 +178,34 @@ def test_the_page_has_a_section_a_method(tmp_path):
     assert "| against | nMSE | delta cross-entropy |" in sections[1]
     assert "| Top\\|K | **worse**, 42.9% [42.9, 42.9] |" in sections[1]
     assert "| gated | **worse**, 16.1% [16.1, 16.1]; without 32: better |" in sections[4]
-    nothing = "not compared: one has no autoencoder of this size"
+    nothing = f"not compared: no autoencoder of failed with {SIZE:,} latents"
     assert f"| ReLU | {nothing} | {nothing} |" in sections[5]
     assert "a geometric mean over L0 = 4, 8, 16, 32, with" in sections[0]
     assert "failed n=8 seed=0: why" in sections[0]
     # Of World's two seeds one was trained at most levels.
     assert "borrow the spread" in sections[0]
-    one = compare_methods(Tables(contexts=table[table["seed"] == 0]), METHODS, resamples=300)
+    first = Tables(contexts=table[table["seed"] == 0])
+    one = compare_methods(first, labelled(METHODS), resamples=300)
     assert "No seed was repeated" in to_page(one, LABELS)
     for nothing in (Tables(), Tables(contexts=table[table["method"] == "topk"])):
-        page = to_page(compare_methods(nothing, METHODS), LABELS, ["topk n=8 seed=0: exploded"])
+        page = to_page(
+            compare_methods(nothing, labelled(METHODS)), LABELS, ["topk n=8 seed=0: exploded"]
+        )
         assert "No two methods can be compared" in page
         assert "exploded" in page
 
 
 def test_one_level_is_not_read_back_as_a_number(tmp_path):
     table = contexts(mine=0.9)
-    one = compare_methods(Tables(contexts=table[table["l0_target"] == 16]), [*METHODS, "failed"])
+    labels = labelled([*METHODS, "failed"])
+    one = compare_methods(Tables(contexts=table[table["l0_target"] == 16]), labels)
     one.to_csv(tmp_path / "comparisons.csv", index=False)
     assert "over L0 = 16, with" in to_page(pd.read_csv(tmp_path / "comparisons.csv"), LABELS)
 
 
 def test_the_same_method_twice_is_undecided():
-    page = to_page(compare_methods(Tables(contexts=contexts(mine=1.0)), METHODS), LABELS)
+    found = compare_methods(Tables(contexts=contexts(mine=1.0)), labelled(METHODS))
+    page = to_page(found, LABELS)
     assert page.count("undecided, 0% [0, 0]") == 4
 
 

@@ -21,12 +21,12 @@ def claims() -> pd.DataFrame:
 @pytest.mark.parametrize(
     "key",
     [
-        ("C1", "gated over relu"),
-        ("C2", "topk over relu"),
-        ("C2", "topk over gated"),
-        ("C3", "gated over relu"),
-        ("C3", "topk over relu"),
-        ("C3", "topk over gated"),
+        ("C1", "Gated against ReLU"),
+        ("C2", "TopK against ReLU"),
+        ("C2", "TopK against Gated"),
+        ("C3", "Gated against ReLU"),
+        ("C3", "TopK against ReLU"),
+        ("C3", "TopK against Gated"),
     ],
 )
 def test_what_it_can_bear_is_reproduced(claims, key):
@@ -36,7 +36,7 @@ def test_what_it_can_bear_is_reproduced(claims, key):
 
 
 def test_what_it_lacks_is_not_measured(claims):
-    assert claims.loc[("C1", "prolu_ste over relu"), "verdict"] == "not measured"
+    assert claims.loc[("C1", "ProLU-STE against ReLU"), "verdict"] == "not measured"
     assert set(claims.loc[["C1", "C2", "C3"]].xs("", level="part")["verdict"]) == {"inconclusive"}
     assert set(claims.loc[[f"C{i}" for i in range(4, 19)], "verdict"]) == {"not measured"}
 
@@ -49,7 +49,7 @@ def test_effect_agrees_with_a_reading_by_hand(claims):
     curves = (PchipInterpolator(np.log(one["l0"]), np.log(one["mse"])) for one in (topk, gated))
     logs = [curve(np.log(edge)) for curve in curves]
     expected = 100 * np.expm1(np.mean(logs[0] - logs[1]))
-    assert claims.loc[("C2", "topk over gated"), "effect"] == pytest.approx(expected)
+    assert claims.loc[("C2", "TopK against Gated"), "effect"] == pytest.approx(expected)
 
 
 def test_the_constant_of_normalisation_cancels(claims):
@@ -64,7 +64,7 @@ def test_too_few_points_leave_the_uncertainty_unknown():
     tables = published_tables(PATH)
     some = tables.autoencoders.groupby("method").head(3)
     found = judge(type(tables)(autoencoders=some)).set_index(["claim", "part"])
-    row = found.loc[("C2", "topk over gated")]
+    row = found.loc[("C2", "TopK against Gated")]
     assert row["verdict"] == "inconclusive"
     assert "uncertainty is unknown" in row["detail"]
     assert np.isfinite(row["effect"])

@@ -15,10 +15,10 @@ with job(snakemake):
     tables = {name: tidy.read(path) for name, path in snakemake.input.items()}
     looks = assign_styles(tables.pop("methods"))
     # What was trained elsewhere has seen other text.
-    methods = [method for method in looks if method not in snakemake.params.external]
+    elsewhere = snakemake.params.external
+    labels = {method: look.label for method, look in looks.items() if method not in elsewhere}
     failures = tidy.failures(tables["autoencoders"])
-    comparisons = compare_methods(Tables(**tables), methods)
+    comparisons = compare_methods(Tables(**tables), labels)
     tidy.write(comparisons, snakemake.output.table)
-    labels = {method: looks[method].label for method in methods}
     with replacing(snakemake.output.page) as part:
         part.write_text(to_page(comparisons, labels, failures), encoding="utf-8")

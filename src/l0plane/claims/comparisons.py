@@ -15,7 +15,7 @@ import pandas as pd
 
 from l0plane import __version__
 from l0plane.claims.bootstrap import RESAMPLES, Resampler, Unit, estimate
-from l0plane.claims.points import Evidence, Points, compare
+from l0plane.claims.points import Evidence, Points, compare, why_not_compared
 from l0plane.claims.report import missing, number
 from l0plane.claims.tables import Tables
 from l0plane.claims.verdicts import Part, Weights, otherwise_without, percent, spread
@@ -31,7 +31,7 @@ COLUMNS = [
 
 
 def compare_methods(
-    tables: Tables, methods: Sequence[str], resamples: int = RESAMPLES, random_seed: int = 0
+    tables: Tables, labels: Mapping[str, str], resamples: int = RESAMPLES, random_seed: int = 0
 ) -> pd.DataFrame:
     """Compare every method with every other, at the size that was trained at the most levels.
 
@@ -40,7 +40,7 @@ def compare_methods(
 
     Args:
         tables: of a run; `autoencoders` and `contexts` are looked at.
-        methods: those to compare, in the order of rows.
+        labels: of the methods to compare, in the order of rows.
         resamples: of the contexts.
         random_seed: of resamples and, with the names of a pair, of its seeds' part.
 
@@ -51,6 +51,7 @@ def compare_methods(
         or `WORSE` if that lies wholly below or above 0; `otherwise` says what it would be without a
         level that it hangs on.
     """
+    methods = [*labels]
     found = (tables.autoencoders, tables.contexts)
     own = (None if table is None else table[table["method"].isin(methods)] for table in found)
     evidence = Evidence.of(Tables(*own), resamples, random_seed)
@@ -66,7 +67,7 @@ def compare_methods(
             names = f"{measure} {' '.join(pair)}"
             evidence.resampler.random = np.random.default_rng([random_seed, *names.encode()])
             keys = {**about, "measure": measure}
-            rows += _both_ways(keys, pair, panel, measure, evidence.resampler)
+            rows += _both_ways(keys, pair, panel, measure, evidence.resampler, labels)
     order = {"measure": [*MEASURES].index, "method": methods.index, "other": methods.index}
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values([*order], key=lambda keys: keys.map(order[keys.name]))
@@ -78,6 +79,7 @@ def _both_ways(
     panel: Points,
     measure: str,
     resampler: Resampler,
+    labels: Mapping[str, str],
 ) -> list[dict[str, object]]:
     """The rows of a pair of methods, the first against the second and back."""
     one, other = (panel.where(method=method) for method in pair)
@@ -85,7 +87,7 @@ def _both_ways(
     units = compare(one, other, measure, measure)
     units = [unit for unit in units if unit.block in asked and np.isfinite(unit.values[0])]
     if not units:
-        part = Part("", NOT_COMPARED, _reason(one, other, measure))
+        part = Part("", NOT_COMPARED, why_not_compared(panel, pair, measure, labels))
         return [_row(keys, way, [], part, {}) for way in (pair, pair[::-1])]
 
     def judged(weights: Weights) -> Part:
@@ -101,21 +103,6 @@ def _both_ways(
         _row(keys, pair, units, part, without),
         _row(keys, pair[::-1], back, replace(_inverse(part), detail=spread(back)), inverse),
     ]
-
-
-def _reason(one: Points, other: Points, measure: str) -> str:
-    """Why two methods are not compared."""
-    if not len(one) or not len(other):
-        return "one has no autoencoder of this size"
-    if not (set(one.keys["seed"]) & set(other.keys["seed"])):
-        return "no seed in common"
-    if not all((points.values[measure][:, 0] > 0).any() for points in (one, other)):
-        return "one has no error above 0"
-    spans = [points.values["l0"][:, 0] for points in (one, other)]
-    if max(span.min() for span in spans) > min(span.max() for span in spans):
-        reached = " and ".join(f"{span.min():.3g} to {span.max():.3g}" for span in spans)
-        return f"the L0s that they reached do not meet: {reached}"
-    return "no level of L0 in common"
 
 
 def _inverse(part: Part) -> Part:
@@ -189,7 +176,7 @@ def to_page(
     ]
 
     def name(method: object) -> str:
-        return labels.get(str(method), str(method)).replace("|", "\\|")
+        return _escaped(labels.get(str(method), str(method)))
 
     for method, rows in comparisons.groupby("method", sort=False):
         shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
@@ -232,9 +219,14 @@ def _seeds(usual: pd.Series) -> str:
     return f"{holds}."
 
 
+def _escaped(text: str) -> str:
+    """Text that does not end a table's cell."""
+    return text.replace("|", "\\|")
+
+
 def _cell(row: pd.Series, usual: pd.Series) -> str:
     if row.verdict == NOT_COMPARED:
-        return f"{NOT_COMPARED}: {row.detail}"
+        return f"{NOT_COMPARED}: {_escaped(row.detail)}"
     verdict = f"**{row.verdict}**" if row.verdict in _OPPOSITE else row.verdict
     high = "over 1,000" if row.high > 999.5 else number(row.high)
     ends = f"[{number(row.low)}, {high}]"

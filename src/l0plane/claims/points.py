@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,19 @@ REFINED: Ratios = {
     "nmse_refined": ("squared_error_refined", "variance"),
     "bias": ("shift_sum", "absolute_shift_sum"),
     "magnitude": ("absolute_shift_sum", "active"),
+}
+
+#: What a reader calls the methods that come with l0plane: their labels in the figures.
+NAMES = {
+    "relu": "ReLU",
+    "relu_scaled": "ReLU, scaled",
+    "gated": "Gated",
+    "prolu_relu": "ProLU-ReLU",
+    "prolu_ste": "ProLU-STE",
+    "topk": "TopK",
+    "multi_topk": "Multi-TopK",
+    "batch_topk": "BatchTopK",
+    "jumprelu": "JumpReLU",
 }
 
 # A level missed by more than this is not compared; levels this close count as the same.
@@ -144,6 +157,27 @@ def compare(a: Points, b: Points, measure_a: str, measure_b: str) -> list[Unit]:
             seen.add((level, seed))
             units.append(Unit(float(target), seed, of_a.at(level) - of_b.at(level)))
     return units
+
+
+def why_not_compared(
+    panel: Points, pair: tuple[str, str], measure: str, names: Mapping[str, str] = NAMES
+) -> str:
+    """Why `compare` finds no unit for a pair of methods at the size of `panel`."""
+    of = {method: panel.where(method=method) for method in pair}
+    if absent := [names.get(method, method) for method in pair if not len(of[method])]:
+        size = f" with {panel.keys['n'].iloc[0]:,} latents" if len(panel) else ""
+        return f"no autoencoder of {' or of '.join(absent)}{size}"
+    one, other = of.values()
+    if not (set(one.keys["seed"]) & set(other.keys["seed"])):
+        return "no seed in common"
+    for method, points in of.items():
+        if not (points.values[measure][:, 0] > 0).any():
+            return f"{names.get(method, method)} has no error above 0"
+    spans = [points.values["l0"][:, 0] for points in (one, other)]
+    if max(span.min() for span in spans) > min(span.max() for span in spans):
+        reached = " and ".join(f"{span.min():.3g} to {span.max():.3g}" for span in spans)
+        return f"the L0s that they reached do not meet: {reached}"
+    return "no level of L0 in common"
 
 
 @dataclass(frozen=True)

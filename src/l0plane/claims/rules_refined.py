@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from l0plane.claims.bootstrap import Unit, estimate
-from l0plane.claims.points import Evidence, Points, compare
+from l0plane.claims.points import NAMES, Evidence, Points, compare
 from l0plane.claims.verdicts import (
     NEGATIVE,
     PART_OF_GAP,
@@ -33,13 +33,13 @@ def _bias(evidence: Evidence, method: str, name: str, region: Region) -> Part:
     """Mean shift as a share of the mean absolute shift: -100% all down, 100% all up."""
     points = _refined(evidence, method)
     if points is None or not len(points):
-        return not_measured(name, f"no refinement of {method}")
+        return not_measured(name, f"no refinement of {NAMES[method]}")
     units = [
         Unit(level, seed, 100 * found.values["bias"][0])
         for level, seed, found in points.autoencoders()
         if np.isfinite(found.values["bias"][0]).all()
     ]
-    unit, absent = "% of mean absolute shift", f"the refinement of {method} moved nothing"
+    unit, absent = "% of mean absolute shift", f"the refinement of {NAMES[method]} moved nothing"
     return judge_mean(name, units, region, unit, evidence.resampler, absent, percents=True)
 
 
@@ -78,12 +78,26 @@ def part_of_gap(evidence: Evidence) -> list[Part]:
     if gap.verdict != REPRODUCED:
         return [gap]
 
+    shares = ", ".join(
+        f"{_share(closed, gaps, level)} at {level:.4g}"
+        for level in sorted({unit.block for unit in gaps})
+    )
+
     def judged(weights: Weights) -> Part:
         # Errors are geometric means over levels.
         ours, all_of_it = (np.expm1(resampler.combine(units, weights)) for units in (closed, gaps))
         region = Region(PART_OF_GAP, 100 - PART_OF_GAP)
-        detail = f"nMSE of ReLU refined against ReLU, {spread(closed)}"
+        detail = f"share at each level of L0: {shares}; ReLU's nMSE, refined, {spread(closed)}"
         share = estimate(100 * ours / all_of_it)
         return judge_part("share", share, region, "% of the gap closed", detail)
 
     return [gap, with_levels_left_out(closed, judged)]
+
+
+def _share(closed: list[Unit], gaps: list[Unit], level: float) -> str:
+    """What part of the gap is closed at one level; the errors are geometric means over seeds."""
+    ours, all_of_it = (
+        np.expm1(np.mean([unit.values[0] for unit in units if unit.block == level]))
+        for units in (closed, gaps)
+    )
+    return f"{100 * ours / all_of_it:.3g}%" if all_of_it < 0 else "no gap"

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from l0plane.claims.bootstrap import Unit, simultaneous
-from l0plane.claims.points import SAME_LEVEL, Curve, Evidence, Points
+from l0plane.claims.points import NAMES, SAME_LEVEL, Curve, Evidence, Points
 from l0plane.claims.verdicts import (
     COINCIDE,
     CONTRADICTED,
@@ -161,7 +161,7 @@ def _progressive(evidence: Evidence, method: str, units: list[Unit]) -> list[Par
             Region(-np.inf, PROGRESSIVE),
             "% largest rise of nMSE with k'",
             evidence.resampler,
-            f"no test-time TopK curve of {method} that reaches far enough",
+            f"no test-time TopK curve of {NAMES[method]} that reaches far enough",
         )
     ]
 
@@ -210,7 +210,7 @@ def _coincide(evidence: Evidence, method: str, margin: float, name: str, units: 
         Region(-np.inf, margin),
         "% mean absolute difference in nMSE of the JumpReLU and the TopK curve",
         evidence.resampler,
-        f"no test-time TopK and JumpReLU curves of {method} over the same L0",
+        f"no test-time TopK and JumpReLU curves of {NAMES[method]} over the same L0",
     )
 
 
@@ -229,7 +229,7 @@ def curves_part_at_k(evidence: Evidence) -> list[Part]:
             POSITIVE,
             "% nMSE of the JumpReLU curve against the TopK curve",
             evidence.resampler,
-            "no test-time TopK and JumpReLU curves of topk over the same L0 above k",
+            "no test-time TopK and JumpReLU curves of TopK over the same L0 above k",
         ),
     ]
 

@@ -9,7 +9,14 @@ import pandas as pd
 from scipy import stats
 
 from l0plane.claims.bootstrap import LEVEL, Estimate, Unit, estimate
-from l0plane.claims.points import LEVEL_TOLERANCE, Evidence, Points, compare
+from l0plane.claims.points import (
+    LEVEL_TOLERANCE,
+    NAMES,
+    Evidence,
+    Points,
+    compare,
+    why_not_compared,
+)
 from l0plane.claims.verdicts import (
     NEGATIVE,
     NO_REPEATS,
@@ -27,20 +34,18 @@ from l0plane.claims.verdicts import (
 # The methods that section 5.2 compares.
 IMPROVED = ["gated", "prolu_relu", "prolu_ste"]
 RIVALS = ["relu", "relu_scaled", *IMPROVED]
-NO_FRONTIERS = "no levels of L0 that both methods reached"
 # A method whose dead latents stay below this share at every rate says nothing about the rate.
 SOME_DEAD = 0.001
 
 
 def _better(evidence: Evidence, better: str, worse: str, measure: str, label: str) -> Part:
-    trained, name = evidence.trained, f"{better} over {worse}"
+    trained, name = evidence.trained, f"{NAMES[better]} against {NAMES[worse]}"
     if trained is None or measure not in trained.values:
         return not_measured(name, f"no {label} of trained autoencoders")
     panel = trained.panel()
     units = compare(panel.where(method=better), panel.where(method=worse), measure, measure)
-    return judge_mean(
-        name, units, NEGATIVE, f"% {label} at equal L0", evidence.resampler, NO_FRONTIERS
-    )
+    absent = why_not_compared(panel, (better, worse), measure)
+    return judge_mean(name, units, NEGATIVE, f"% {label} at equal L0", evidence.resampler, absent)
 
 
 def improved_frontier(evidence: Evidence) -> list[Part]:
@@ -85,6 +90,8 @@ def steeper_in_size(evidence: Evidence) -> list[Part]:
     detail = f"TopK to ReLU nMSE at L0 {target:g}: " + ", ".join(
         f"{percent(ratio):+.3g}% at n = {n}" for n, ratio in ratios.items()
     )
+    if missed := [*_missed("topk", methods[0], target), *_missed("relu", methods[1], target)]:
+        detail += f"; left out, over 10% off that L0: {', '.join(missed)}"
     if len(units) == len(log_n):
         detail += f"; {NO_REPEATS}"
     return [
@@ -96,6 +103,18 @@ def steeper_in_size(evidence: Evidence) -> list[Part]:
 
 def _common_sizes(methods: Sequence[Points], target: float) -> set[int]:
     return set.intersection(*(set(m.where(l0_target=target).keys["n"]) for m in methods))
+
+
+def _missed(method: str, points: Points, target: float) -> list[str]:
+    """The autoencoders asked for `target` that `_at_target` leaves out."""
+    asked = points.where(l0_target=target)
+    return [
+        f"{NAMES[method]} with n = {n:,}, seed {seed} ({l0:.3g})"
+        for n, seed, l0 in zip(
+            asked.keys["n"], asked.keys["seed"], asked.values["l0"][:, 0], strict=True
+        )
+        if abs(np.log(target / l0)) > LEVEL_TOLERANCE
+    ]
 
 
 def _at_target(points: Points, target: float) -> dict[tuple[int, int], np.ndarray]:
@@ -139,7 +158,7 @@ def scales_help(evidence: Evidence) -> list[Part]:
         Region(-UNCHANGED_L0, UNCHANGED_L0),
         "% L0",
         evidence.resampler,
-        NO_FRONTIERS,
+        why_not_compared(panel, ("relu_scaled", "relu"), "nmse"),
     )
     return [error, unchanged]
 
@@ -152,7 +171,8 @@ def multi_topk_at_k(evidence: Evidence) -> list[Part]:
     units = compare(panel.where(method="multi_topk"), panel.where(method="topk"), "nmse", "nmse")
     unit = "% nMSE of Multi-TopK against TopK"
     region = Region(0, SLIGHTLY)
-    return [judge_mean("", units, region, unit, evidence.resampler, NO_FRONTIERS)]
+    absent = why_not_compared(panel, ("multi_topk", "topk"), "nmse")
+    return [judge_mean("", units, region, unit, evidence.resampler, absent)]
 
 
 def dead_latents(evidence: Evidence) -> list[Part]:
@@ -176,7 +196,9 @@ def dead_latents(evidence: Evidence) -> list[Part]:
     if len(slopes) < 3:
         return [not_measured("", f"{len(slopes)} methods qualify; needs {needed}")]
     result = _mean_slope(slopes)
-    detail = "slopes: " + ", ".join(f"{method} {slope:+.3g}" for method, slope in slopes.items())
+    detail = "slopes: " + ", ".join(
+        f"{NAMES.get(method, method)} {slope:+.3g}" for method, slope in slopes.items()
+    )
     if len(sensible := _slopes(_up_to_chosen(tuning))) >= 3:
         mean = _mean_slope(sensible)
         detail += (
