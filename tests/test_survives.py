@@ -26,7 +26,7 @@ from l0plane.autoencoder import save_failed
 from l0plane.files import UserError, read_json, sha256, write_json
 from l0plane.jobs import AGAIN, job, refusal
 from l0plane.missing import Asked, Job, note
-from l0plane.processes import launch
+from l0plane.processes import Stopped, launch
 from l0plane.tokens import save_contexts
 from l0plane.training import ALL_DEAD
 
@@ -354,14 +354,17 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
         Path(name).touch()
     Path("s0.log").write_text("train_relu: an old message\n")
     Path("s1.log").write_text("step 7\ntrain_relu: out of memory; free some\n")
-    Path("s2.log").write_text("relu: step 9/64\n")
+    Path("s2.log").write_text("today: train_relu, l0plane 1, 1 thread\nrelu: step 9/64\n")
     Path("s4.log").touch()
-    everything = [asked(seed) for seed in range(5)]
+    # A message of several lines, and a program of a user's own.
+    Path("s5.log").write_text("train_relu: no tokenizer.\nhf download it,\ncopy it here\n")
+    Path("s6.log").write_text("Traceback\nValueError: too few rows\n")
+    everything = [asked(seed) for seed in range(7)]
     said = note(everything, "missing.csv")
-    assert said.startswith("5 of 5 autoencoders are missing (missing.csv names them):")
+    assert said.startswith("7 of 7 autoencoders are missing (missing.csv names them):")
     assert "\n  1 x train_relu: out of memory; free some" in said
     table = pd.read_csv("missing.csv")
-    assert table["seed"].to_list() == [0, 1, 2, 3, 4]
+    assert table["seed"].to_list() == [0, 1, 2, 3, 4, 5, 6]
     assert table["reason"].to_list() == [
         "not begun",
         "train_relu: out of memory; free some",
@@ -370,8 +373,10 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
         "not begun",
         "train_relu: ended before its log began: an error in what it imports (Snakemake shows it), "
         "or killed",
+        "train_relu: no tokenizer.",
+        "train_relu: failed; it last said: ValueError: too few rows",
     ]
-    for name in ("s1.csv", "s2.csv", "s3.csv", "s4.csv", "rows.csv"):
+    for name in (*(f"s{seed}.csv" for seed in range(1, 7)), "rows.csv"):
         Path(name).touch()
     assert note(everything, "missing.csv") == ""
     assert not Path("missing.csv").exists()
@@ -404,15 +409,54 @@ def test_a_job_that_is_interrupted_says_so_and_has_no_traceback(snakemake, capsy
     assert f"1 x {said}" in note([Asked(keys, jobs)], "missing.csv")
 
 
-def test_processes_that_are_interrupted_are_no_mistake(monkeypatch):
+def test_a_job_that_is_asked_to_end_says_so_and_has_no_traceback(snakemake, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the signal came to nothing")
+    assert end.value.code == 128 + signal.SIGTERM
+    said = "a: asked to end (SIGTERM), as at a time limit; the same command goes on from here"
+    assert Path("logs/a.log").read_text().splitlines()[1:] == [said]
+    assert capsys.readouterr().err == f"{said}\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_two_jobs_of_one_rule_and_log_the_second_does_nothing(snakemake, capsys):
+    with job(snakemake):
+        Path("logs/a.log").unlink()  # as Snakemake does before a job
+        with pytest.raises(SystemExit) as end, job(snakemake):
+            pytest.fail("it has begun")
+    assert end.value.code == 1
+    assert "a: logs/a.log: another job is at work on this" in capsys.readouterr().err
+    assert not Path("logs/a.log").exists()
+    with job(snakemake):  # the lock ends with the job
+        pass
+
+
+def test_a_job_that_finds_no_gpu_fails_unless_it_may_do_without(snakemake, monkeypatch):
+    snakemake.resources = {"gpu": 1}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit), job(snakemake):
+        pytest.fail("it runs on the CPU")
+    assert "a: gpus: 1, but PyTorch sees none on" in Path("logs/a.log").read_text()
+    monkeypatch.setenv("L0PLANE_WITHOUT_GPU", "1")
+    with job(snakemake):
+        pass
+    assert "this job runs on the CPU" in Path("logs/a.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+)
+def test_processes_that_are_interrupted_are_no_mistake(monkeypatch, number, raised):
     def interrupted(*arguments):
-        raise SignalException("", signal.SIGINT)
+        raise SignalException("", number)
 
     monkeypatch.setattr(
         "torch.distributed.launcher.api.elastic_launch", lambda *arguments: interrupted
     )
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         launch(2, 2)
 
 

@@ -1,7 +1,8 @@
 """What a killed training goes on from: tensors as safetensors, all else as JSON, in one directory.
 
-A save writes new files first; `state.json`, renamed into its place, then names them, and only after
-that the old ones go. So whenever a job is killed, what `state.json` names is whole.
+A save writes new files first; `state.json`, renamed into its place, then names them, and only when
+all are on the disk the old ones go. So whenever a job is killed, or its machine fails, what
+`state.json` names is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from l0plane.files import Broken, UserError, read_sealed, sealed, sha256, write_json
+from l0plane.files import Broken, UserError, read_sealed, sealed, sha256, to_disk, write_json
 
 STATE_FILE = "state.json"
 
@@ -109,10 +110,12 @@ class Checkpoint:
                 tensors, rest = part.state()
                 path = self.directory / f"{self.saves:06d}-{number:03d}.safetensors"
                 save_file({key: t.detach().contiguous() for key, t in tensors.items()}, path)
+                to_disk(path)
                 files[path.name] = sha256(path)
                 facts.append(rest)
             state = {"subject": self.subject, "saves": self.saves, "files": files, "facts": facts}
             write_json(self.directory / STATE_FILE, sealed(state))
+            to_disk(self.directory)
         except (OSError, SafetensorError) as error:
             print(f"{self.directory}: no checkpoint written ({error})", flush=True)
             with suppress(OSError):  # the disk may be full: leave it no fuller than it was

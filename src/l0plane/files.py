@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class UserError(Exception):
@@ -50,10 +51,38 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def to_disk(path: str | Path) -> None:
+    """Return once what was written to a file, or the names in a directory, outlive the machine."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        to_disk(part)
+
+
+def locked(path: str | Path, taken: str) -> TextIO | None:
+    """The file `path`, locked until it is closed or this process ends, whatever ends it.
+
+    None on a file system without locks, or one that says more when it is written to.
+
+    Raises:
+        UserError: another process has it; the message is `taken`.
+    """
+    try:
+        lock = Path(path).open("a")  # noqa: SIM115  # open as long as it is held
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(taken) from None
+    except OSError:
+        return None
+    return lock
 
 
 def read_json(path: str | Path) -> Any:

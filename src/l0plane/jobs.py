@@ -6,8 +6,10 @@ import errno
 import gc
 import io
 import os
+import platform
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,12 +18,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from l0plane import __version__
-from l0plane.files import UserError
-from l0plane.processes import launched, rank, tell
+from l0plane.files import UserError, locked
+from l0plane.processes import Stopped, launched, rank, tell
 
 AGAIN = "then give the same command again, which goes on from here"
-#: What is said of a job that Ctrl-C has ended.
+#: What is said of a job that Ctrl-C has ended, and of one that was asked to end.
 INTERRUPTED = "interrupted; the same command goes on from here"
+STOPPED = "asked to end (SIGTERM), as at a time limit; the same command goes on from here"
+#: Set in the environment, lets jobs that ask for a GPU do without one.
+WITHOUT_GPU = "L0PLANE_WITHOUT_GPU"
 #: How the log's last entry begins where all went well.
 DONE = "done in "
 #: What the machine may refuse: error numbers, words of libraries that give none, what to do.
@@ -97,9 +102,10 @@ def _mistake(error: Exception) -> str:
 def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's work: what it prints also goes to the rule's log; one message if it cannot.
 
-    A UserError, a refusal of the machine and Ctrl-C end the job with one line, `<rule>: <message>`,
-    the last of the log. The log, and only it, also says when and with which version the rule
-    started, how long it took and what it wrote. `snakemake` is the object that Snakemake gives to a
+    A UserError, a refusal of the machine, Ctrl-C and SIGTERM end the job with one line,
+    `<rule>: <message>`, the last of the log. While it runs, no other process can run it. The log,
+    and only it, also says when and with which version the rule started, how long it took and what
+    it wrote. `snakemake` is the object that Snakemake gives to a
     script.
     Torch follows OMP_NUM_THREADS, which Snakemake sets to the rule's threads; numba has to be told.
 
@@ -113,10 +119,11 @@ def job(snakemake: Any) -> Iterator[None]:
         numba = sys.modules["numba"]
         own = int(os.environ.get("OMP_NUM_THREADS", snakemake.threads))
         numba.set_num_threads(min(own, numba.config.NUMBA_NUM_THREADS))
-    log = None
+    log, path = None, Path(snakemake.log[0])
     with suppress(OSError):
-        path = Path(snakemake.log[0])
         path.parent.mkdir(parents=True, exist_ok=True)
+    alone = None if launched() else _alone(snakemake.rule, path)
+    with suppress(OSError):
         if not launched():
             path.write_bytes(b"")
         # Each line goes to the end, behind what launched processes wrote meanwhile.
@@ -131,12 +138,11 @@ def job(snakemake: Any) -> Iterator[None]:
     threads = f"{snakemake.threads} thread{'s' * (snakemake.threads > 1)}"
     note(f"{time.ctime()}: {snakemake.rule}, l0plane {__version__}, {threads}")
     out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
-    asked, torch = getattr(snakemake, "resources", {}).get("gpu"), sys.modules.get("torch")
-    if asked and torch is not None and not torch.cuda.is_available():
-        print(f"gpus: {asked}, but PyTorch sees none here: this job runs on the CPU", file=out)
+    handlers = _end_on_request()
     try:
         with redirect_stdout(io.StringIO() if rank() else out), redirect_stderr(err):  # type: ignore
             try:
+                _find_gpu(getattr(snakemake, "resources", {}).get("gpu"))
                 yield
             except Exception as error:
                 message = str(error) if isinstance(error, UserError) else refusal(error)
@@ -148,13 +154,62 @@ def job(snakemake: Any) -> Iterator[None]:
                 if not launched():
                     print(f"{snakemake.rule}: {message}", file=sys.stderr)
                 sys.exit(1)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped) as ended:
+                asked = isinstance(ended, Stopped)
                 if not launched():
-                    print(f"{snakemake.rule}: {INTERRUPTED}", file=sys.stderr)
-                sys.exit(128 + signal.SIGINT)
+                    print(f"{snakemake.rule}: {STOPPED if asked else INTERRUPTED}", file=sys.stderr)
+                sys.exit(128 + (signal.SIGTERM if asked else signal.SIGINT))
         seconds = time.perf_counter() - started
         note(f"{DONE}{seconds:.1f} s; wrote", *(f"  {path}" for path in snakemake.output))
     finally:
-        if log is not None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for file in filter(None, (log, alone)):
             with suppress(OSError):
-                log.close()
+                file.close()
+
+
+def _alone(rule: str, log: Path) -> TextIO | None:
+    """The lock of a job, beside its log: ends this process where another has it.
+
+    A cluster's jobs go on when the Snakemake that has sent them is gone, and a second one of the
+    same training would remove the first one's checkpoint. The log itself will not do: before a job
+    Snakemake removes it.
+    """
+    taken = (
+        f"{log}: another job is at work on this, of an earlier snakemake, say; wait for it or stop "
+        f"it (on a cluster: squeue --me, scancel), {AGAIN}"
+    )
+    try:
+        return locked(log.with_name(f".{log.name}.lock"), taken)
+    except UserError as error:  # the log is the other's
+        print(f"{rule}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _end_on_request() -> dict[int, Any]:
+    """Have SIGTERM raise `Stopped`; the handlers that were there before."""
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+
+
+def _find_gpu(asked: int | None) -> None:
+    """See that there is the GPU that a job asks for, so that none spends its time on a CPU.
+
+    Raises:
+        UserError: PyTorch sees none, and nobody has said that it may.
+    """
+    torch = sys.modules.get("torch")
+    if not asked or torch is None or torch.cuda.is_available():
+        return
+    if not os.environ.get(WITHOUT_GPU):
+        raise UserError(
+            f"gpus: {asked}, but PyTorch sees none on {platform.node()}: its driver, or a PyTorch "
+            f"built without CUDA? To do without: gpus: 0, or {WITHOUT_GPU}=1 in the environment"
+        )
+    print(f"gpus: {asked}, but PyTorch sees none here: this job runs on the CPU")

@@ -5,19 +5,19 @@ And whose the run is while it goes on.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pandas as pd
 
 from l0plane import tidy
-from l0plane.files import UserError
+from l0plane.files import locked
 from l0plane.jobs import DONE
 
-#: The open files whose locks this process holds.
-_held: list[TextIO] = []
+#: The locks that this process holds.
+_held: list[TextIO | None] = []
 
 
 def hold(results: str | Path) -> None:
@@ -26,18 +26,13 @@ def hold(results: str | Path) -> None:
     Raises:
         UserError: another Snakemake has it; each would remove the other's files.
     """
-    try:
+    with suppress(OSError):  # jobs will say more of it
         Path(results).mkdir(parents=True, exist_ok=True)
-        lock = Path(results, ".lock").open("w")  # noqa: SIM115  # open until the process ends
-        _held.append(lock)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{results}: another snakemake is at work on this run; wait for it, or give this one "
-            "a name of its own (--config run=...)"
-        ) from None
-    except OSError:  # a file system without locks, or one that jobs will say more of
-        pass
+    taken = (
+        f"{results}: another snakemake is at work on this run; wait for it, or give this one "
+        "a name of its own (--config run=...)"
+    )
+    _held.append(locked(Path(results, ".lock"), taken))
 
 
 class Job(NamedTuple):
@@ -104,15 +99,17 @@ def _reason(job: Job) -> str | None:
     """What the job said last, if its last try failed; `jobs.job` ends the log of one that did."""
     lines = Path(job.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = lines[-1] if lines else ""
-    if last.startswith(f"{job.rule}: "):
-        return last
     entries = [line for line in lines if not line.startswith("  ")]  # without the files it wrote
     if entries and entries[-1].startswith(DONE):
         return None
-    said = f"; it last said: {last}"
+    # The message may have several lines, of which this is the first.
+    if said := [line for line in lines if line.startswith(f"{job.rule}: ")]:
+        return said[-1]
     if not last:
         return (
             f"{job.rule}: ended before its log began: an error in what it imports (Snakemake shows "
             "it), or killed"
         )
-    return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"
+    ours = f": {job.rule}, l0plane " in lines[0]
+    how = "stopped without a message, as when killed (out of memory?)" if ours else "failed"
+    return f"{job.rule}: {how}; it last said: {last}"

@@ -15,6 +15,10 @@ from typing import Any
 from l0plane.files import UserError
 
 
+class Stopped(BaseException):
+    """A signal has asked this process to end (SIGTERM), as a cluster's does at a time limit."""
+
+
 def launched() -> bool:
     """Whether this process is one of those that `launch`, or torchrun, has started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -37,7 +41,7 @@ def launch(processes: int, threads: int, *arguments: str) -> None:
 
     Raises:
         UserError: there are too few GPUs, or a process failed: what it has told, or else which.
-        KeyboardInterrupt: Ctrl-C has stopped them.
+        KeyboardInterrupt, Stopped: Ctrl-C, or a request to end, has stopped them.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -68,7 +72,7 @@ def launch(processes: int, threads: int, *arguments: str) -> None:
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise
+        raise Stopped from None
 
 
 def _cause(failures: dict[int, Any], processes: int) -> str:

@@ -96,6 +96,8 @@ done
 sinfo || { tail -n 20 "$place"/*.err "$place"/*.log >&2; exit 1; }
 
 cd "$repository"
+# So may its jobs, in spite of what they ask for.
+export L0PLANE_WITHOUT_GPU=1
 snakemake --profile profiles/slurm --directory "$place/run" --configfile config/smoke.yaml \
     --config gpus=1 "$@" \
     --slurm-partition-config "$place/partitions.yaml" --max-threads "$cpus" --latency-wait 10 \

@@ -55,6 +55,17 @@ def minutes(products, on_cpu=0):
     return 30 + math.ceil(products / (gpu if config["gpus"] else cpu) + on_cpu / cpu)
 
 
+def retried(resources, *names):
+    """The same, and of those named so many times as much as a job has been tried."""
+
+    def times(value):
+        return lambda wildcards, attempt=1: attempt * (
+            value(wildcards) if callable(value) else value
+        )
+
+    return resources | {name: times(resources[name]) for name in names}
+
+
 def held(sizes, processes):
     """Bytes of autoencoders with so many latents each that are trained together.
 
@@ -82,13 +93,15 @@ def training_resources(
     def sizes(wildcards):
         return [level.n for level in together] or [int(n or wildcards.n)]
 
-    return {
+    found = {
         "mem_mb": lambda wildcards: 3000 * processes
         + (held(sizes(wildcards), processes) + shards) // 10**6,
         "runtime": lambda wildcards: minutes(products * sum(sizes(wildcards))),
         "gpu": config["gpus"] * processes,
         **one_node,
     }
+    # It goes on from its checkpoint: another try needs no more time.
+    return retried(found, "mem_mb")
 
 
 def language_model_resources(tokens, products=0, held=0, on_cpu=0):
@@ -108,23 +121,24 @@ def activations_resources():
     own = config["activations"]
     tokens = own["train_tokens"] + own["validation_tokens"]
     held = 10**6 * TEXT_MB + 24 * tokens + 12 * WIDTH * own["shard_tokens"]
-    return language_model_resources(tokens, held=held)
+    return retried(language_model_resources(tokens, held=held), "mem_mb", "runtime")
 
 
 def language_model_training_resources():
     """The same of training the embedded language model, whose operations are three passes'."""
     own = config["language_model_training"]
     weights = own["width"] * (12 * own["layers"] * own["width"] + own["vocabulary"])
-    return {
+    found = {
         "mem_mb": 6000 + 16 * weights // 10**6,
         "runtime": minutes(3 * own["tokens"] * weights),
         "gpu": config["gpus"],
     }
+    return retried(found, "mem_mb", "runtime")
 
 
 def text_resources(minutes):
     """The same of a job that holds the text, or its tokens and copies of them, in memory."""
-    return {"mem_mb": 4000 + 4 * TEXT_MB, "runtime": minutes}
+    return retried({"mem_mb": 4000 + 4 * TEXT_MB, "runtime": minutes}, "mem_mb", "runtime")
 
 
 def evaluation_resources():
@@ -144,7 +158,8 @@ def evaluation_resources():
     on_cpu = rows * n * WIDTH * (len(cut) + len(refined)) // 4
     active = max((level.l0 for level in refined), default=0)
     held = 2**31 + 8 * n * WIDTH + rows * (20 * WIDTH + 32 * active)
-    return language_model_resources(tokens, 2 * tokens * n * WIDTH, held, on_cpu)
+    found = language_model_resources(tokens, 2 * tokens * n * WIDTH, held, on_cpu)
+    return retried(found, "mem_mb", "runtime")
 
 
 def group_resources(group):
@@ -157,9 +172,10 @@ def group_resources(group):
     of_model = language_model_resources(settings["tokens"], products)
     buffers = 4 * WIDTH * PROCESSES * settings["stream_buffer_tokens"]
     trainings = (buffers + held(sizes, PROCESSES)) // 10**6
-    return {
+    found = {
         **of_model,
         "mem_mb": PROCESSES * (of_model["mem_mb"] + TEXT_MB) + trainings,
         "gpu": PROCESSES * of_model["gpu"],
         **({"nodes": 1} if of_model["gpu"] else {}),
     }
+    return retried(found, "mem_mb")
