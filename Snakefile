@@ -34,6 +34,11 @@ include: "workflow/rules/missing.smk"
 include: "workflow/rules/progress.smk"
 
 
+for method in METHODS:
+
+    check_inputs(method)
+
+
 rule all:
     default_target: True
     input:

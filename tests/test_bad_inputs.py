@@ -206,6 +206,31 @@ THEIRS = {"format": "saelens", "paths": ["theirs"], "label": "Theirs"}
         "published: other.csv has no column method, l0, mse, delta_ce",
     ),
     (
+        "published table that does not say how large",
+        {"published": "quoted.csv"},
+        "quoted.csv: the name should end in _n<number of latents>.csv",
+    ),
+    (
+        "a folder of one's home",
+        {"language_model": {"path": "~/no such folder"}},
+        "language_model.path: no folder /",
+    ),
+    (
+        "a folder here",
+        {"language_model": {"path": "./nothere"}},
+        "language_model.path: no folder ./nothere",
+    ),
+    (
+        "two series of one label",
+        {"external": {"theirs": THEIRS | {"label": "TopK"}}},
+        "external.theirs: label: TopK is that of method topk, too",
+    ),
+    (
+        "external that a table would lose",
+        {"external": {"NA": THEIRS}},
+        "external.NA: a table would read this name as no value",
+    ),
+    (
         "external with a path for a name",
         {"external": {"../x": THEIRS}},
         'external: "../x"',
@@ -240,6 +265,9 @@ def test_a_configuration(methods, tmp_path, change, expected):
     (tmp_path / "text/a.txt").write_text("text")
     (tmp_path / "text/noise.bin").write_bytes(b"\xff\0" * 50_000)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    # As R and Excel write it.
+    quoted = '\ufeff"method","l0","mse","delta_ce"\n"topk",8,1,1\n'
+    (tmp_path / "quoted.csv").write_text(quoted, encoding="utf-8")
     (tmp_path / "theirs/cfg.json").write_text("{")
     (tmp_path / "theirs/sae_weights.safetensors").touch()
     before = paths(tmp_path)
@@ -343,6 +371,7 @@ def method_folder(folder, facts=FACTS, rule=""):
     ),
     ("name with a dash", {"name": "my-method"}, "'my-method' cannot be a method's name"),
     ("name that means all", {"name": "all"}, "'all' cannot be a method's name"),
+    ("name that a table loses", {"name": "NA"}, "'NA' cannot be a method's name"),
 )
 def test_a_method_folder(tmp_path, change, expected):
     change = dict(change)
@@ -432,6 +461,26 @@ def as_folder(name):
     ("configuration that is a folder", as_folder("cfg.json"), "cfg.json: cannot be read"),
     ("size that is a truth value", change_config(d_in=True), "d_in is True; expected a positive"),
     ("k of 0", change_config(k=0), "k is 0; expected a positive whole number"),
+    (
+        "a k and no architecture",
+        write("cfg.json", b'{"d_in": 16, "d_sae": 40, "k": 4}'),
+        "cfg.json: there is a k and no architecture",
+    ),
+    (
+        "tanh of ReLU",
+        change_config(activation_fn_str="tanh-relu"),
+        "cfg.json: activation function 'tanh-relu'; expected relu or topk",
+    ),
+    (
+        "text for a truth value",
+        change_config(apply_b_dec_to_input="false"),
+        "apply_b_dec_to_input is 'false'; expected true or false",
+    ),
+    (
+        "text for a number of tokens",
+        write("provenance.json", b'{"training_tokens": "16k"}'),
+        "provenance.json: training_tokens is '16k'; expected a number",
+    ),
     (
         "unknown activation function",
         change_config(architecture="softmax"),
@@ -849,7 +898,7 @@ def test_a_job_that_refuses_leaves_its_message_and_nothing_else(tmp_path, capsys
     with pytest.raises(SystemExit), job(job_of_snakemake):
         corpus.build(spec, tmp_path / "documents.parquet", tmp_path / "manifest.json")
     assert capsys.readouterr().err == "corpus: a.txt: not UTF-8 text (byte 0)\n"
-    assert paths(tmp_path) == ["a.log", "a.txt"]
+    assert paths(tmp_path) == [".a.log.lock", "a.log", "a.txt"]
 
 
 def test_a_model_with_code_of_its_own_stops_the_run_before_any_job(broken, tmp_path):

@@ -149,6 +149,17 @@ def with_the_same_label(folder):
     shutil.copytree(folder / "topk", folder / "topkk")
 
 
+def edited(file, old, new):
+    """A change of one place in a file of a method's folder."""
+
+    def change(folder):
+        text = (folder / file).read_text()
+        assert text.count(old) == 1
+        (folder / file).write_text(text.replace(old, new))
+
+    return change
+
+
 def without_a_rate(folder):
     facts = folder / "topk/method.yaml"
     facts.write_text(re.sub("hyperparameters:(\n .*)*", "hyperparameters: {}", facts.read_text()))
@@ -166,7 +177,23 @@ def without_a_rate(folder):
             with_the_other_s_parameters,
             "topkk/rule.smk: params: training_params('topk'); expected",
         ),
-        (with_the_same_label, "topkk/method.yaml: label: TopK is that of topk, too; no figure"),
+        (with_the_same_label, "methods/topk/method.yaml, too; no figure could"),
+        (
+            edited("topk/rule.smk", "rule train_topk:", "rule topk:"),
+            "topk/rule.smk: no rule train_topk; expected one of that name",
+        ),
+        (
+            edited("topk/rule.smk", '**autoencoder("topk",', '**autoencoder("topkk",'),
+            "expected **autoencoder('topk') among the outputs of train_topk",
+        ),
+        (
+            edited("topk/rule.smk", INPUT, f'{INPUT} more="it.txt",'),
+            "topk/rule.smk: input: no file it.txt, and no rule makes it",
+        ),
+        (
+            edited("relu_scaled/method.yaml", "derived_from: relu", "derived_from: topk"),
+            "expected autoencoder(\"topk\")[\"cfg\"], as its method.yaml has derived_from: topk",
+        ),
         (without_a_rate, "topk/method.yaml: hyperparameters.learning_rate is missing; scripts/tr"),
     ],
 )

@@ -267,12 +267,17 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     """What `provenance.json` in a directory says; empty where there is none.
 
     Raises:
-        UserError: it is not what was written (Broken), or no object.
+        UserError: it is not what was written (Broken), or no object, or what goes into tables is
+            no number.
     """
     path = directory / PROVENANCE_FILE
     facts = read_sealed(path) if path.exists() else {}
     if not isinstance(facts, dict):
         raise UserError(f"{path}: expected a JSON object")
+    for key in ("training_tokens", "learning_rate", "training_seconds", "lambda"):
+        value = facts.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{path}: {key} is {value!r}; expected a number")
     return facts
 
 
@@ -353,7 +358,7 @@ def from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Au
     file = directory / CONFIG_FILE
     if not isinstance(config, dict):
         raise UserError(f"{file}: expected a JSON object, a SAELens configuration")
-    config = _of_today(config)
+    config = _of_today(config, file)
     architecture = config.get("architecture")
     expected = {
         "architecture": [*_VECTORS],
@@ -365,6 +370,9 @@ def from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Au
             raise UserError(
                 f"{file}: {key} is {config.get(key)!r}; expected one of {', '.join(names)}"
             )
+    for key in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
+        if not isinstance(config.get(key, False), bool):
+            raise UserError(f"{file}: {key} is {config[key]!r}; expected true or false")
     n, d = positive(config, "d_sae", file), positive(config, "d_in", file)
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
     shapes |= dict.fromkeys(_VECTORS[architecture], (n,))
@@ -402,17 +410,26 @@ def from_saelens(config: Any, weights: dict[str, Tensor], directory: Path) -> Au
     return Autoencoder(encoder, decoder, pre_bias, bias, function, normalisation)
 
 
-def _of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A SAELens configuration with its defaults, also one from before version 6."""
+def _of_today(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A SAELens configuration with its defaults, also one from before version 6.
+
+    Raises:
+        UserError: naming `file`, its activation function is not known.
+    """
     function = config.get("activation_fn", config.get("activation_fn_str"))
+    if function not in (None, "relu", "topk"):
+        raise UserError(f"{file}: activation function {function!r}; expected relu or topk")
     config = {"reshape_activations": "none", **config}
     scaled = config.get("normalize_activations") or "none"
     # Before it had a name, `true` meant this one.
     config["normalize_activations"] = "expected_average_only_in" if scaled is True else scaled
     if function == "topk":
-        k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
+        options = config.get("activation_fn_kwargs") or {}
+        k = options.get("k", config.get("k")) if isinstance(options, dict) else None
         return config | {"architecture": "topk", "k": k}
-    return {"architecture": "standard", **config} if function in ("relu", None) else config
+    if "k" in config and "architecture" not in config:
+        raise UserError(f"{file}: there is a k and no architecture; expected topk, if it has a k")
+    return {"architecture": "standard", **config}
 
 
 def positive(config: dict[str, Any], key: str, file: Path) -> int:

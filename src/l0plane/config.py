@@ -7,6 +7,7 @@ may be stands in `workflow/schemas/`; what values must be to each other is check
 from __future__ import annotations
 
 import copy
+import csv
 import importlib.metadata
 import re
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 
 from l0plane import model_directory
 from l0plane.files import UserError, matching_files, read_json
-from l0plane.formats import HUB, local_files
+from l0plane.formats import HUB, local_files, published_latents
 from l0plane.hub import named
-from l0plane.method_folders import check_learning_rate
+from l0plane.method_folders import NO_VALUES, check_distinct, check_learning_rate
 from l0plane.plan import FACTOR, Config, levels, whole_keys
 from l0plane.schemas import is_whole, read_numbers, validate
 
@@ -109,6 +110,7 @@ def load(config: Config, schema: Path, methods: dict[str, Config], repository: P
             ("method", "l0", "mse", "delta_ce"),
             repository,
         )
+        published_latents(config["published"])
     return config
 
 
@@ -284,10 +286,14 @@ def _check_budgets(config: Config) -> None:
 def _check_external(config: Config, methods: dict[str, Config]) -> None:
     """See that autoencoders trained elsewhere are where they are said to be, and fit the model."""
     width = residual_width(config)
+    drawn = {f"method {name}": methods[name] for name in config["methods"]}
+    check_distinct(drawn | {f"external.{name}": its for name, its in config["external"].items()})
     for name, entry in config["external"].items():
         key = f"external.{name}"
         if name in methods:
             raise UserError(f"{key}: there is a method of that name; choose another")
+        if name.lower() in NO_VALUES:
+            raise UserError(f"{key}: a table would read this name as no value; choose another")
         for path in entry["paths"]:
             if path.startswith(HUB) and re.fullmatch(_HUB_PLACE, path) is None:
                 raise UserError(
@@ -357,12 +363,15 @@ def _folder_or_name(key: str, place: str, expected: str, repository: Path) -> st
 
     A name has at most one slash and does not start in a folder that is here.
     """
+    if place.startswith("~"):
+        place = str(Path(place).expanduser())
     if Path(place).exists():
         return place  # as it is written: `./json` is a folder, and `json` a reader of `datasets`
     if (repository / place).exists():
         return str(repository / place)
     parts = Path(named(place)[0]).parts
-    names_a_folder = Path(place).is_absolute() or parts[:1] == ("..",) or len(parts) > 2
+    names_a_folder = Path(place).is_absolute() or len(parts) > 2 or place.startswith(".")
+    names_a_folder |= re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.+)?", place) is None
     if len(parts) == 2:
         names_a_folder |= any(Path(root, parts[0]).is_dir() for root in (".", repository))
     if names_a_folder:
@@ -375,9 +384,10 @@ def _find(key: str, path: str, expected: str, columns: tuple[str, ...], reposito
     for place in (Path(path), repository / path):
         if not place.is_file():
             continue
-        with place.open("rb") as stream:
-            first = stream.readline(10_000).decode("utf-8", errors="replace")
-        missing = [name for name in columns if name not in first.strip().split(",")]
+        # As pandas reads it: quoted or not, with the mark that some programs put in front.
+        with place.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            first = next(csv.reader([stream.readline(10_000)]), [])
+        missing = [name for name in columns if name not in first]
         if missing:
             raise UserError(
                 f"{key}: {place} has no column {', '.join(missing)}; expected {expected}"

@@ -164,7 +164,8 @@ def _saelens(directory: Path) -> External:
     if config.get("normalize_activations") == "expected_average_only_in":
         print(f"warning: {directory}: its activation scale is taken to be in the weights")
     # Before version 6 there was no section for metadata.
-    facts = config | (config.get("metadata") or {})
+    metadata = config.get("metadata")
+    facts = config | (metadata if isinstance(metadata, dict) else {})
     hook = facts.get("hook_name", facts.get("hook_point"))
     return External(autoencoder, directory / WEIGHTS_FILE, hook)
 
@@ -175,7 +176,7 @@ def _dictionary_learning(directory: Path) -> External:
     trainer = config.get("trainer") if isinstance(config, dict) else None
     trainer = trainer if isinstance(trainer, dict) else {}
     kind = trainer.get("dict_class")
-    if kind not in _DICTIONARIES:
+    if not isinstance(kind, str) or kind not in _DICTIONARIES:
         raise UserError(
             f"{config_file}: trainer.dict_class is {kind!r}; "
             f"expected one of {', '.join(_DICTIONARIES)}"
@@ -210,7 +211,8 @@ def _openai(path: Path) -> External:
     """A release of github.com/openai/sparse_autoencoder; the TopK ones want layer norm."""
     state = _state(path)
     name, details = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
-    if name not in ("ReLU", "TopK") or details.get("postact_fn", "ReLU") != "ReLU":
+    known = name in ("ReLU", "TopK") and isinstance(details, dict)
+    if not known or details.get("postact_fn", "ReLU") != "ReLU":
         raise UserError(
             f"{path}: activation is {name!r} with {details}; expected 'ReLU', or 'TopK' with ReLU"
         )

@@ -11,6 +11,9 @@ from l0plane.files import UserError
 from l0plane.plan import FACTOR, Config, Hyperparameters
 from l0plane.schemas import read_numbers, read_yaml, suggest, validate
 
+#: Names that a table would read as no value at all, in small letters.
+NO_VALUES = ("na", "nan", "null", "none")
+
 
 def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
     """Read every `<folder>/<method>/method.yaml` into method -> its facts, in legend order.
@@ -23,10 +26,12 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
     """
     methods: dict[str, Config] = {}
     for path in sorted(folder.glob("[!_.]*/")):
-        if re.fullmatch("[A-Za-z0-9_]+", path.name) is None or path.name == "all":
+        word = path.name.lower() in {"all", *NO_VALUES}
+        if re.fullmatch("[A-Za-z0-9_]+", path.name) is None or word:
             raise UserError(
                 f"{path}: {path.name!r} cannot be a method's name; expected letters, digits and "
-                "underscores (an underscore in front: no method), and not all"
+                f"underscores (an underscore in front: no method), and not all, "
+                f"{', '.join(NO_VALUES)}"
             )
         for name, what in (("method.yaml", "says what it is"), ("rule.smk", "trains it")):
             if not (path / name).is_file():
@@ -41,7 +46,7 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
         if unknown:
             raise UserError(f"{path}: grid: {unknown[0]!r} is not one of its hyperparameters")
         for name in {"learning_rate", FACTOR} & set(facts["grid"]):
-            raise UserError(f"{path}: grid: {name} is tuned anyway, by tuning.rates")
+            raise UserError(f"{path}: grid: {name} is tuned anyway, by tuning.learning_rates")
         if facts["knob"] == "lambda" and "lambda" in facts["hyperparameters"]:
             raise UserError(
                 f"{path}: hyperparameters.lambda: expected none where knob is lambda: one is "
@@ -57,25 +62,32 @@ def read_methods(folder: Path, schema: Path) -> dict[str, Config]:
                 f"{folder / name / 'method.yaml'}: derived_from: {base!r} is not a method that "
                 f"stands on its own; expected one of {', '.join(others)}"
             )
-    _check_distinct(folder, methods)
+    check_distinct({str(folder / name / "method.yaml"): its for name, its in methods.items()})
     order = sorted(methods, key=lambda name: (methods[name].get("order", len(methods)), name))
     return {name: methods[name] for name in order}
 
 
-def _check_distinct(folder: Path, methods: dict[str, Config]) -> None:
-    """See that no two methods are drawn alike: a copied folder is still to be edited."""
+def check_distinct(series: dict[str, Config]) -> None:
+    """See that no two series of a figure are drawn alike: a copied folder is still to be edited.
+
+    Args:
+        series: facts by where they stand, which a message names.
+
+    Raises:
+        UserError: two have one label, or one colour and marker.
+    """
     seen: dict[Any, str] = {}
-    for name, facts in methods.items():
+    for place, facts in series.items():
         said = {"label": facts["label"]}
         if {"color", "marker"} <= set(facts):
             said["color and marker"] = f"{facts['color'].lower()} {facts['marker']}"
         for what, value in said.items():
             if (what, value) in seen:
                 raise UserError(
-                    f"{folder / name / 'method.yaml'}: {what}: {value} is that of "
-                    f"{seen[what, value]}, too; no figure could tell them apart"
+                    f"{place}: {what}: {value} is that of {seen[what, value]}, too; no figure "
+                    "could tell them apart"
                 )
-            seen[what, value] = name
+            seen[what, value] = place
 
 
 def check_trained_here(folder: Path, facts: Config, said: str) -> None:

@@ -119,6 +119,8 @@ class Training:
         generator = torch.Generator().manual_seed(seed)
         variance = (sample - sample.mean(0)).square().sum(1).mean().item()
         parameters = self._method.initialise(sample, n, generator)
+        if not self._method.estimates:  # a mistake there is known before the training, not after
+            self._method.finish({key: value.clone() for key, value in parameters.items()})
         self._trainer = Trainer(self._method, parameters, variance, settings)
         self._controller = PenaltyController(l0, self.steps, self._method.l0_delay)
         self._log = _Log(self.steps, self.batch_tokens, self.title)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from l0plane import tidy
 from l0plane.files import UserError
+from l0plane.formats import published_latents
 
 KEYS = tidy.KEYS[1:]
 CURVE_KEYS = [*KEYS, "selection", "value"]
@@ -99,11 +100,8 @@ def published_tables(path: str | Path) -> Tables:
     missing = {"method", "l0", "mse", "delta_ce"} - set(table.columns)
     if missing:
         raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
-    sizes = path.stem.rpartition("_n")[2]
-    if not sizes.isdigit():
-        raise UserError(f"{path}: the name should end in _n<number of latents>.csv")
     return Tables(
         autoencoders=table.rename(columns={"mse": "nmse"}).assign(
-            run=f"published/{path.stem}", n=int(sizes), l0_target=table["l0"], seed=0
+            run=f"published/{path.stem}", n=published_latents(path), l0_target=table["l0"], seed=0
         )
     )
