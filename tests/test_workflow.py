@@ -192,7 +192,7 @@ def without_a_rate(folder):
         ),
         (
             edited("relu_scaled/method.yaml", "derived_from: relu", "derived_from: topk"),
-            "expected autoencoder(\"topk\")[\"cfg\"], as its method.yaml has derived_from: topk",
+            'expected autoencoder("topk")["cfg"], as its method.yaml has derived_from: topk',
         ),
         (without_a_rate, "topk/method.yaml: hyperparameters.learning_rate is missing; scripts/tr"),
     ],

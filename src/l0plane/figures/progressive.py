@@ -83,9 +83,9 @@ def _column(
     """Draw one method's test-time curves and training points in one panel."""
     frontier = mean_over_seeds(trained, ["l0_target"], metric).sort_values("l0")
     frontier = frontier[frontier["value"] > 0]
-    dots = {"color": "black", "linestyle": ":", "linewidth": 1.4, "zorder": 2.9}
-    over = [withStroke(linewidth=3.2, foreground="white")]
-    ax.plot(frontier["l0"], frontier["value"], **dots, path_effects=over)
+    dots = ax.plot(frontier["l0"], frontier["value"], "k:", linewidth=1.4, zorder=2.9)
+    # On the broad lines, which are as dark.
+    dots[0].set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     rows = curves[(curves["method"] == method) & (curves["l0"] > 0)].copy()
     rows[metric] = style.drop_nonpositive(ax, rows[metric].to_numpy())
     for level, all_seeds in rows.groupby("l0_target"):

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import ScaledTranslation
 
 from l0plane.figures import style
 from l0plane.figures.palette import Style, assign_styles
@@ -147,7 +147,7 @@ def _plane(refinement: pd.DataFrame, n: int, looks: dict[str, Style], ax: Axes) 
 def _arrows(points: pd.DataFrame, color: str, aside: float, ax: Axes) -> None:
     """Draw an arrow from before to after, `aside` of the markers, where there is room for one."""
     shortest = 0.05 * np.subtract(*np.log(ax.get_ylim())[::-1])
-    beside = offset_copy(ax.transData, ax.figure, x=aside, units="points")
+    beside = ax.transData + ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
     for l0, before, after in points[["l0", "nmse", "nmse_refined"]].itertuples(index=False):
         if np.log(before / after) > shortest:
             ax.annotate(
