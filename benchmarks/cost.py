@@ -12,7 +12,8 @@ v the first speed times n d and u the second,
     hours = sum over trainings of tokens n d / (3600 v)
           + sum over passes of the language model of tokens / (3600 u)
 
-on one GPU (or with one core's speed, on one core); divide by how many there are.
+on one GPU (or with one core's speed, on one core); divide by how many there are. What is read from
+stored activations, 4 d bytes a token, is told in terabytes: a GPU waits for it.
 """
 
 from __future__ import annotations
@@ -87,6 +88,20 @@ def passes(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, list[in
     }
 
 
+def read_tokens(config: dict[str, Any], methods: dict[str, Any]) -> dict[str, int]:
+    """How many stored activations are read: by each training, or by those that share batches."""
+    found = {
+        name: sum(tokens for tokens, _ in its) for name, its in trainings(config, methods).items()
+    }
+    streams = config["training"]["stream_buffer_tokens"] > 0
+    alone = [name for name in config["methods"] if not streams or "derived_from" in methods[name]]
+    levels = plan.levels(config)
+    orders = (
+        len({level.seed for level in levels}) if config["execution"]["together"] else len(levels)
+    )
+    return found | {"autoencoders": len(alone) * orders * config["training"]["tokens"]}
+
+
 def table(
     config: dict[str, Any], methods: dict[str, Any], d: int, speed: float, model_speed: float
 ) -> str:
@@ -94,17 +109,20 @@ def table(
     activations = config["activations"]
     stored = 4 * d * (activations["train_tokens"] + activations["validation_tokens"]) / 1e9
     rows = [
-        (name, len(found), sum(found) / model_speed, stored if name == "activations" else 0.0)
+        (name, len(found), sum(found) / model_speed, stored if name == "activations" else 0.0, 0.0)
         for name, found in passes(config, methods).items()
     ]
+    read = read_tokens(config, methods)
     for name, found in trainings(config, methods).items():
         seconds = sum(tokens * n for tokens, n in found) * d / speed
         kept = sum(8 * n * d for _, n in found) / 1e9 if name == "autoencoders" else 0.0
-        rows.append((name, len(found), seconds, kept))
-    rows.append(("in all", 0, sum(row[2] for row in rows), sum(row[3] for row in rows)))
-    lines = [f"{'':18}{'how many':>10}{'hours':>9}{'GB of disk':>12}"]
-    for name, count, seconds, kept in rows:
-        lines.append(f"{name:18}{count or '':10}{seconds / 3600:9,.1f}{kept:12,.1f}")
+        rows.append((name, len(found), seconds, kept, 4e-12 * d * read[name]))
+    rows.append(("in all", 0, *(sum(row[place] for row in rows) for place in (2, 3, 4))))
+    lines = [f"{'':18}{'how many':>10}{'hours':>9}{'GB of disk':>12}{'TB read':>10}"]
+    for name, count, seconds, kept, terabytes in rows:
+        lines.append(
+            f"{name:18}{count or '':10}{seconds / 3600:9,.1f}{kept:12,.1f}{terabytes:10,.1f}"
+        )
     return "\n".join(lines)
 
 

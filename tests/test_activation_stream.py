@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from snakemake.iocontainers import Namedlist
 from test_activation_store import in_order, match_rows
 
-from l0plane import training
+from l0plane import activation_store, activation_stream, training
 from l0plane.activation_store import ActivationStore, write
 from l0plane.activation_stream import ActivationStream
 from l0plane.autoencoder import Autoencoder
@@ -65,6 +65,25 @@ def recorded(tmp_path_factory, stream):
         yield from torch.cat(shards)[:tokens].split(batch_tokens)[start:]
 
     return SimpleNamespace(batches=batches, sample=stream.sample, manifest={})
+
+
+def test_rounding_is_the_trainings_alone(sample, language_model, contexts, monkeypatch):
+    """What the model says is float32, also where a training's products are not."""
+    seen = []
+
+    def passes(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return activation_store.passes(*arguments)
+
+    monkeypatch.setattr(activation_stream, "passes", passes)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        stream = ActivationStream(sample, contexts, language_model, 6 * PER_CONTEXT)
+        next(iter(stream.batches(30, 30, 0)))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
 
 
 def test_every_epoch_has_every_activation_once_and_neighbours_are_far_apart(
@@ -181,4 +200,5 @@ def test_the_job_leaves_every_level(tmp_path, snakemake, recorded):
         assert provenance["training_tokens"] == SETTINGS["tokens"]
         assert (provenance["n"], provenance["l0_target"], provenance["seed"]) == (n, l0, seed)
         assert (directory / "training.csv").exists()
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["stream.log"]
+    left = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert left == {"stream.log", ".stream.log.lock"}

@@ -237,9 +237,13 @@ def hub_directory(tmp_path):
     return str(directory)
 
 
-def test_a_directory_in_the_hubs_layout_is_read_up_to_the_asked_number(offline, hub_directory):
+def test_a_directory_in_the_hubs_layout_is_read_up_to_the_asked_number(
+    offline, hub_directory, capsys
+):
     assert hub(hub_directory, documents=3) == ["document 0", "document 1", "document 2"]
+    assert "documents;" not in capsys.readouterr().out
     assert len(hub(hub_directory, documents=100)) == 5
+    assert "has 5 documents; corpus.documents: 100" in capsys.readouterr().out
 
 
 def test_files_are_streamed_one_by_one_no_further_than_needed(offline, tmp_path):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from l0plane.activation_store import ActivationStore, batched, contexts_in_a_pass, passes
+from l0plane.device import full_precision
 from l0plane.distributed import ALONE, Ranks
 from l0plane.files import Broken, rebuilt_by_the_run
 from l0plane.language_model import LanguageModel
@@ -27,6 +28,7 @@ class ActivationStream:
 
     Attributes:
         manifest: that of the stored sample, and what the stream adds to it.
+        tokens: how many activations there are in an epoch.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ActivationStream:
         self.ranks = ranks
         self.first = int(sample.manifest["drop_first_position"])
         self.per_context = contexts.shape[1] - self.first
+        self.tokens = len(contexts) * self.per_context
         self.buffer_contexts = max(1, buffer_tokens // self.per_context)
         self.manifest: dict[str, Any] = {
             **sample.manifest,
@@ -102,8 +105,9 @@ class ActivationStream:
         buffer.zero_()
         for start in range(self.ranks.rank * step, len(contexts), self.ranks.size * step):
             some = contexts[start : start + step]
-            for _, x in passes(some, self.language_model, self.first):
-                buffer[start * self.per_context :][: len(x)] = x
+            with full_precision():
+                for _, x in passes(some, self.language_model, self.first):
+                    buffer[start * self.per_context :][: len(x)] = x
         self.ranks.sum(buffer)
 
     def _contexts(self, seed: int, number: int) -> np.ndarray:

@@ -228,6 +228,7 @@ def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
             revision=revision,
             streaming=True,
         )
+        number = -1
         for number, row in enumerate(rows):
             if number == spec["documents"]:
                 return
@@ -235,6 +236,8 @@ def hub_documents(spec: dict[str, Any]) -> Iterator[Document]:
                 there = "is not a text" if column in row else f"is not there; it has {sorted(row)}"
                 raise UserError(f"corpus.column: {name}, row {number}: column {column!r} {there}")
             yield Document(f"{name}:{number}", row[column])
+        if number + 1 < spec["documents"]:
+            print(f"{name} has {number + 1:,} documents; corpus.documents: {spec['documents']:,}")
     # A RuntimeError is a loading script, which is not run.
     except (OSError, ValueError, RuntimeError) as error:
         remedy = "" if Path(name).is_dir() else f".\n{how_to_bring(name, 'dataset', revision)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,3 +104,17 @@ def use_precision(settings: dict[str, Any]) -> None:
     if torch.cuda.is_available() and settings.get("precision") == "bfloat16":
         torch.set_float32_matmul_precision("medium")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute matrix products in float32 meanwhile, whatever `use_precision` has said.
+
+    For what a training takes as given, and what is measured: its rounding is the training's alone.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

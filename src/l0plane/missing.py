@@ -103,13 +103,14 @@ def _reason(job: Job) -> str | None:
     if entries and entries[-1].startswith(DONE):
         return None
     # The message may have several lines, of which this is the first.
-    if said := [line for line in lines if line.startswith(f"{job.rule}: ")]:
-        return said[-1]
+    if messages := [line for line in lines if line.startswith(f"{job.rule}: ")]:
+        return messages[-1]
     if not last:
         return (
             f"{job.rule}: ended before its log began: an error in what it imports (Snakemake shows "
             "it), or killed"
         )
-    ours = f": {job.rule}, l0plane " in lines[0]
-    how = "stopped without a message, as when killed (out of memory?)" if ours else "failed"
-    return f"{job.rule}: {how}; it last said: {last}"
+    said = f"; it last said: {last}"
+    if f": {job.rule}, l0plane " in lines[0]:
+        return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"
+    return f"{job.rule}: failed{said}"  # a program of a user's own

@@ -11,6 +11,7 @@ import torch
 
 from l0plane.activation_store import ActivationStore
 from l0plane.autoencoder import Autoencoder
+from l0plane.device import full_precision
 
 #: A candidate whose L0 is farther from the asked one than this (relative) did not settle: its
 #: error cannot be compared at equal L0.
@@ -22,6 +23,7 @@ CLIMB = 7
 
 
 @torch.no_grad()
+@full_precision()
 def validate(autoencoder: Autoencoder, store: ActivationStore) -> dict[str, float]:
     """Measure an autoencoder on all validation activations.
 

@@ -86,6 +86,9 @@ def trained(store, levels, checkpoint, ranks):
         source = ActivationStream(
             store, load_contexts(contexts), language_model, buffer_tokens, ranks
         )
+        asked, there = params.settings["tokens"], source.tokens
+        if not ranks.rank:
+            print(f"{asked:,} activations of a text that has {there:,}: {asked / there:.2g} epochs")
     sample = store.sample(INITIALISATION_ROWS)
     trainings = {}
     found = for_each(levels, [*bases()])
