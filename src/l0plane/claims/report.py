@@ -23,7 +23,7 @@ def to_markdown(claims: pd.DataFrame, failures: Sequence[str] = ()) -> str:
         "",
         f"Of {len(wholes)} claims: {tally}. Intervals are 95%; the rule behind each verdict is in "
         f'`docs/claims.md`. Where a detail says "{NO_REPEATS}", another seed could move the effect '
-        f'by more than its interval; so it can, less often, at a level "{BORROWED}".',
+        f'by more than its interval. The same holds, less often, of a level "{BORROWED}".',
         "",
         *missing(failures),
         "| claim | statement | verdict | effect | unit |",
