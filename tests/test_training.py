@@ -88,6 +88,31 @@ def test_the_same_seed_gives_the_same_autoencoder_and_another_seed_another():
     assert not torch.equal(first.encoder, other.encoder)
 
 
+class WithGain(METHODS["topk"]):
+    """A method of somebody's own with one parameter more."""
+
+    def extra_parameters(self, n):
+        return {"gain": torch.ones(n)}
+
+
+class WithGainLeftOut(WithGain):
+    def finish(self, parameters):
+        return super().finish({key: p for key, p in parameters.items() if key != "gain"})
+
+
+def test_a_mistake_in_finish_is_known_before_the_training(monkeypatch):
+    monkeypatch.setitem(METHODS, "gain", WithGain)
+    monkeypatch.setattr(training, "train_together", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gain'"):
+        run("gain")
+
+
+def test_a_parameter_that_the_loss_does_not_depend_on_is_named(monkeypatch):
+    monkeypatch.setitem(METHODS, "gain", WithGainLeftOut)
+    with pytest.raises(UserError, match="WithGainLeftOut: its loss does not depend on .* gain"):
+        run("gain")
+
+
 @pytest.mark.parametrize("name", ["topk", "multi_topk", "relu", "gated", "jumprelu"])
 def test_the_compiled_kernels_end_where_the_reference_does(name, monkeypatch):
     """Rounding grows during a training, but in 100 steps to less than what seeds differ by."""

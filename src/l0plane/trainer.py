@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l0plane import kernels, recording
 from l0plane.distributed import REPLICATED
+from l0plane.files import UserError
 from l0plane.kernels import AdamState
 from l0plane.methods import Method, Parameters
 
@@ -203,7 +204,12 @@ class Trainer:
             weighted = factor * loss.penalty
             total = total + weighted
             penalty = weighted.detach()
-        found = torch.autograd.grad(total, [*leaves.values(), *revived.values()])
+        each = [*leaves.values(), *revived.values()]
+        found = torch.autograd.grad(total, each, allow_unused=True)
+        for key, gradient in zip([*leaves, *revived], found, strict=True):
+            if gradient is None:
+                name = type(self.method).__name__
+                raise UserError(f"{name}: its loss does not depend on the parameter {key}")
         for key, gradient in zip(leaves, found, strict=False):
             gradients[key] = gradients[key].add_(gradient) if key in gradients else gradient
         for key, gradient in zip(revived, found[len(leaves) :], strict=True):
