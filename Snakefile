@@ -34,7 +34,7 @@ include: "workflow/rules/missing.smk"
 include: "workflow/rules/progress.smk"
 
 
-for method in METHODS:
+for method in config["methods"]:
 
     check_inputs(method)
 

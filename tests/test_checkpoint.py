@@ -1,6 +1,9 @@
 """A training that is killed and started again ends as if nothing had happened, bit for bit."""
 
+import errno
+import os
 import random
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +106,20 @@ def test_a_save_replaces_the_last_and_leaves_nothing_else(tmp_path, store):
     again.restore(parts, {})
     again.save(parts)
     assert len(list((tmp_path / "checkpoint").iterdir())) == len(names) == len(METHODS) + 1
+
+
+def test_a_file_system_that_cannot_sync_a_folder_costs_no_checkpoint(tmp_path, store, monkeypatch):
+    sync = os.fsync
+
+    def refused(opened):
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    interrupted(store, tmp_path / "checkpoint")
+    named = read_json(tmp_path / "checkpoint/state.json")["files"]
+    assert {path.name for path in (tmp_path / "checkpoint").glob("*.safetensors")} == {*named}
 
 
 def test_an_old_file_that_cannot_be_removed_costs_no_checkpoint(tmp_path, store, monkeypatch):

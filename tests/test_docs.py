@@ -183,3 +183,7 @@ def test_what_gpt2_asks_of_a_cluster_fits_the_partitions_of_the_profile(cost):
         assert found["runtime"] <= there["gpu"]["max_runtime"], found
         assert found["mem_mb"] <= there["gpu"]["max_mem_mb"], found
         assert found["gpu"] == found.get("nodes", 1) == 1
+        assert asked["mem_mb"](None, attempt=3) == 3 * found["mem_mb"]
+    # What has no checkpoint needs more time as well.
+    asked = rules["evaluation_resources"]()["runtime"]
+    assert asked(None, attempt=2) == 2 * asked(None)

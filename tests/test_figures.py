@@ -466,6 +466,23 @@ def test_tuning_rings_the_chosen_rate_and_labels_further_knobs(methods):
     assert drawn == {"-", "--", "None"}
 
 
+def test_tuning_draws_other_sizes_as_the_value_that_was_chosen(methods):
+    table = tidy.tuning().assign(off_target=False)
+    own = table[table["method"] == "jumprelu"].assign(knob="bandwidth")
+    values = [own.assign(value=0.1, chosen=False), own.assign(value=0.3)]
+    small = own.assign(n=512, value=np.nan, nmse=0.5)
+    fig = draw_tuning(pd.concat([*values, small]), methods, "n")
+    (line,) = [one for one in fig.axes[0].lines if list(one.get_ydata()) == 4 * [0.5]]
+    assert line.get_linestyle() == "--"
+
+
+def test_what_missed_its_l0_does_not_stretch_the_axis_of_tuning(methods):
+    table = tidy.tuning()
+    far = table.assign(nmse=table["nmse"].where(~table["off_target"], 0.99))
+    for ax in draw_tuning(far, methods).axes[:9]:
+        assert ax.get_ylim()[1] < 0.9
+
+
 def test_tuning_draws_hollow_what_missed_its_l0(methods):
     fig = draw_tuning(tidy.tuning(), methods)
     topk = next(ax for ax in fig.axes if ax.get_title(loc="left") == "TopK")

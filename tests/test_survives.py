@@ -25,7 +25,7 @@ from l0plane import tidy
 from l0plane.autoencoder import save_failed
 from l0plane.files import UserError, read_json, sha256, write_json
 from l0plane.jobs import AGAIN, job, refusal
-from l0plane.missing import Asked, Job, note
+from l0plane.missing import Asked, Job, hold, note
 from l0plane.processes import Stopped, launch
 from l0plane.tokens import save_contexts
 from l0plane.training import ALL_DEAD
@@ -357,8 +357,9 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
     Path("s2.log").write_text("today: train_relu, l0plane 1, 1 thread\nrelu: step 9/64\n")
     Path("s4.log").touch()
     # A message of several lines, and a program of a user's own.
-    Path("s5.log").write_text("train_relu: no tokenizer.\nhf download it,\ncopy it here\n")
-    Path("s6.log").write_text("Traceback\nValueError: too few rows\n")
+    begun = "today: train_relu, l0plane 1, 1 thread\n"
+    Path("s5.log").write_text(f"{begun}train_relu: no tokenizer.\nhf download it,\ncopy it here\n")
+    Path("s6.log").write_text("train_relu: epoch 3\nValueError: too few rows\n")
     everything = [asked(seed) for seed in range(7)]
     said = note(everything, "missing.csv")
     assert said.startswith("7 of 7 autoencoders are missing (missing.csv names them):")
@@ -373,7 +374,7 @@ def test_what_is_missing_is_a_table_with_reasons_until_it_is_there(tmp_path, mon
         "not begun",
         "train_relu: ended before its log began: an error in what it imports (Snakemake shows it), "
         "or killed",
-        "train_relu: no tokenizer.",
+        "train_relu: no tokenizer. hf download it, copy it here",
         "train_relu: failed; it last said: ValueError: too few rows",
     ]
     for name in (*(f"s{seed}.csv" for seed in range(1, 7)), "rows.csv"):
@@ -431,6 +432,12 @@ def test_of_two_jobs_of_one_rule_and_log_the_second_does_nothing(snakemake, caps
     assert not Path("logs/a.log").exists()
     with job(snakemake):  # the lock ends with the job
         pass
+
+
+def test_a_run_whose_jobs_are_still_at_work_does_not_begin_again(snakemake, tmp_path):
+    with job(snakemake), pytest.raises(UserError, match=r"logs/a.log: a job of an earlier snake"):
+        hold("results/r", "logs")
+    hold("results/s", "logs")
 
 
 def test_a_job_that_finds_no_gpu_fails_unless_it_may_do_without(snakemake, monkeypatch):

@@ -109,7 +109,7 @@ def test_a_mistake_in_finish_is_known_before_the_training(monkeypatch):
 
 def test_a_parameter_that_the_loss_does_not_depend_on_is_named(monkeypatch):
     monkeypatch.setitem(METHODS, "gain", WithGainLeftOut)
-    with pytest.raises(UserError, match="WithGainLeftOut: its loss does not depend on .* gain"):
+    with pytest.raises(UserError, match=r"WithGainLeftOut: its loss does not depend on .* gain"):
         run("gain")
 
 

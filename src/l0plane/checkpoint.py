@@ -115,7 +115,8 @@ class Checkpoint:
                 facts.append(rest)
             state = {"subject": self.subject, "saves": self.saves, "files": files, "facts": facts}
             write_json(self.directory / STATE_FILE, sealed(state))
-            to_disk(self.directory)
+            with suppress(OSError):  # not every file system can say it of a directory
+                to_disk(self.directory)
         except (OSError, SafetensorError) as error:
             print(f"{self.directory}: no checkpoint written ({error})", flush=True)
             with suppress(OSError):  # the disk may be full: leave it no fuller than it was

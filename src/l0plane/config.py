@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l0plane import model_directory
-from l0plane.files import UserError, matching_files, read_json
+from l0plane.files import UserError, in_home, matching_files, read_json
 from l0plane.formats import HUB, local_files, published_latents
 from l0plane.hub import named
 from l0plane.method_folders import NO_VALUES, check_distinct, check_learning_rate
@@ -188,6 +188,7 @@ def _check_corpus(corpus: Config, repository: Path) -> Config:
                     "install requirements.lock, or leave it out of the list"
                 ) from None
     if source == "files":
+        corpus = {**corpus, "paths": [in_home(pattern) for pattern in corpus["paths"]]}
         for pattern in corpus["paths"]:
             matching_files(pattern)
     if source == "hub":
@@ -294,6 +295,7 @@ def _check_external(config: Config, methods: dict[str, Config]) -> None:
             raise UserError(f"{key}: there is a method of that name; choose another")
         if name.lower() in NO_VALUES:
             raise UserError(f"{key}: a table would read this name as no value; choose another")
+        entry["paths"] = [in_home(path) for path in entry["paths"]]
         for path in entry["paths"]:
             if path.startswith(HUB) and re.fullmatch(_HUB_PLACE, path) is None:
                 raise UserError(
@@ -363,8 +365,7 @@ def _folder_or_name(key: str, place: str, expected: str, repository: Path) -> st
 
     A name has at most one slash and does not start in a folder that is here.
     """
-    if place.startswith("~"):
-        place = str(Path(place).expanduser())
+    place = in_home(place)
     if Path(place).exists():
         return place  # as it is written: `./json` is a folder, and `json` a reader of `datasets`
     if (repository / place).exists():
@@ -381,6 +382,7 @@ def _folder_or_name(key: str, place: str, expected: str, repository: Path) -> st
 
 def _find(key: str, path: str, expected: str, columns: tuple[str, ...], repository: Path) -> str:
     """Find a table that has `columns`: in the working directory, then in the repository."""
+    path = in_home(path)
     for place in (Path(path), repository / path):
         if not place.is_file():
             continue

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,22 +68,27 @@ def write_json(path: str | Path, value: Any) -> None:
         to_disk(part)
 
 
-def locked(path: str | Path, taken: str) -> TextIO | None:
+def locked(path: str | Path, taken: str, patience: float = 0) -> TextIO | None:
     """The file `path`, locked until it is closed or this process ends, whatever ends it.
 
     None on a file system without locks, or one that says more when it is written to.
 
     Raises:
-        UserError: another process has it; the message is `taken`.
+        UserError: another process has it, for `patience` seconds; the message is `taken`.
     """
     try:
         lock = Path(path).open("a")  # noqa: SIM115  # open as long as it is held
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(taken) from None
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise UserError(taken) from None
+                time.sleep(1)
     except OSError:
         return None
-    return lock
 
 
 def read_json(path: str | Path) -> Any:
@@ -130,6 +136,14 @@ def rebuilt_by_the_run(directory: str | Path) -> Iterator[None]:
         raise UserError(
             f"{error}; to rebuild it: rm -r {directory}, then the same snakemake command again"
         ) from None
+
+
+def in_home(path: str) -> str:
+    """`path` with a leading ~ or ~name as that one's home; as it is where there is none."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
 
 
 def matching_files(pattern: str) -> list[Path]:

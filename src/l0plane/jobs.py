@@ -138,7 +138,8 @@ def job(snakemake: Any) -> Iterator[None]:
     threads = f"{snakemake.threads} thread{'s' * (snakemake.threads > 1)}"
     note(f"{time.ctime()}: {snakemake.rule}, l0plane {__version__}, {threads}")
     out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
-    handlers = _end_on_request()
+    # Launched processes end as torchrun ends them: one that waits for another runs no handler.
+    handlers = {} if launched() else _end_on_request()
     try:
         with redirect_stdout(io.StringIO() if rank() else out), redirect_stderr(err):  # type: ignore
             try:
@@ -180,8 +181,10 @@ def _alone(rule: str, log: Path) -> TextIO | None:
         f"{log}: another job is at work on this, of an earlier snakemake, say; wait for it or stop "
         f"it (on a cluster: squeue --me, scancel), {AGAIN}"
     )
+    # A file system of several machines holds the lock of one that failed for a minute or two.
+    patience = 180 if "SLURM_RESTART_COUNT" in os.environ else 0
     try:
-        return locked(log.with_name(f".{log.name}.lock"), taken)
+        return locked(log.with_name(f".{log.name}.lock"), taken, patience)
     except UserError as error:  # the log is the other's
         print(f"{rule}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -14,17 +14,18 @@ import pandas as pd
 
 from l0plane import tidy
 from l0plane.files import locked
-from l0plane.jobs import DONE
+from l0plane.jobs import AGAIN, DONE
 
 #: The locks that this process holds.
 _held: list[TextIO | None] = []
 
 
-def hold(results: str | Path) -> None:
+def hold(results: str | Path, logs: str | Path) -> None:
     """Hold a run's folder until this process ends, whatever ends it.
 
     Raises:
-        UserError: another Snakemake has it; each would remove the other's files.
+        UserError: another Snakemake has it, or a job of an earlier one is still at work; each would
+            remove the other's files.
     """
     with suppress(OSError):  # jobs will say more of it
         Path(results).mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,14 @@ def hold(results: str | Path) -> None:
         "a name of its own (--config run=...)"
     )
     _held.append(locked(Path(results, ".lock"), taken))
+    for lock in Path(logs).rglob(".*.lock"):
+        log = lock.with_name(lock.stem[1:])
+        taken = (
+            f"{log}: a job of an earlier snakemake is still at work; wait for it or stop it (on a "
+            f"cluster: squeue --me, scancel), {AGAIN}"
+        )
+        if own := locked(lock, taken):
+            own.close()
 
 
 class Job(NamedTuple):
@@ -102,15 +111,16 @@ def _reason(job: Job) -> str | None:
     entries = [line for line in lines if not line.startswith("  ")]  # without the files it wrote
     if entries and entries[-1].startswith(DONE):
         return None
-    # The message may have several lines, of which this is the first.
-    if messages := [line for line in lines if line.startswith(f"{job.rule}: ")]:
-        return messages[-1]
     if not last:
         return (
             f"{job.rule}: ended before its log began: an error in what it imports (Snakemake shows "
             "it), or killed"
         )
     said = f"; it last said: {last}"
-    if f": {job.rule}, l0plane " in lines[0]:
-        return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"
-    return f"{job.rule}: failed{said}"  # a program of a user's own
+    if f": {job.rule}, l0plane " not in lines[0]:  # a program of a user's own
+        return last if last.startswith(f"{job.rule}: ") else f"{job.rule}: failed{said}"
+    # A message may have several lines.
+    for number in range(len(lines) - 1, 0, -1):
+        if lines[number].startswith(f"{job.rule}: "):
+            return " ".join(line.strip() for line in lines[number:])
+    return f"{job.rule}: stopped without a message, as when killed (out of memory?){said}"

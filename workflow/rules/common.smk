@@ -216,7 +216,9 @@ def check_rule(method):
 def check_inputs(method):
     """Stop before any job where a file that a method's rule reads is not there, nor made."""
     for path in own_rule(method).input:
-        if callable(path) or contains_wildcard(path) or Path(path).exists():
+        # A function, or one that is marked; a file that Snakemake fetches.
+        elsewhere = callable(path) or path.is_callable() or path.is_storage
+        if elsewhere or contains_wildcard(path) or Path(path).exists():
             continue
         if not any(its.is_producer(path) for its in workflow.rules):
             raise WorkflowError(

@@ -63,7 +63,7 @@ def note_missing():
 onstart:
     if workflow.is_main_process:
         try:
-            hold(RESULTS)
+            hold(RESULTS, LOGS)
         except UserError as error:
             raise WorkflowError(str(error)) from None
 

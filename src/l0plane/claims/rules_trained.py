@@ -81,8 +81,10 @@ def steeper_in_size(evidence: Evidence) -> list[Part]:
     units = [Unit(n, seed, topk[n, seed] - relu[n, seed]) for n, seed in sorted({*topk} & {*relu})]
     # The slope of a regression is a weighted sum of its ordinates.
     log_n = {n: float(np.log(n)) for n in sorted({unit.block for unit in units})}
+    missed = [*_missed("topk", methods[0], target), *_missed("relu", methods[1], target)]
+    left_out = f"; left out, over 10% off that L0: {', '.join(missed)}" if missed else ""
     if len(log_n) < 2:
-        return [not_measured("", absent)]
+        return [not_measured("", f"fewer than two sizes at L0 {target:g}{left_out}")]
     centred = np.array([*log_n.values()]) - np.mean([*log_n.values()])
     weights = dict(zip(log_n, centred / np.sum(centred**2), strict=True))
     slope = evidence.resampler.combine(units, weights)
@@ -90,8 +92,7 @@ def steeper_in_size(evidence: Evidence) -> list[Part]:
     detail = f"TopK to ReLU nMSE at L0 {target:g}: " + ", ".join(
         f"{percent(ratio):+.3g}% at n = {n}" for n, ratio in ratios.items()
     )
-    if missed := [*_missed("topk", methods[0], target), *_missed("relu", methods[1], target)]:
-        detail += f"; left out, over 10% off that L0: {', '.join(missed)}"
+    detail += left_out
     if len(units) == len(log_n):
         detail += f"; {NO_REPEATS}"
     return [

@@ -114,7 +114,7 @@ def whole(parts: Sequence[Part]) -> Part:
     )
     detail = f"parts {counts}; the figures are those of {decisive.name}: {decisive.detail}"
     unit = f"{decisive.unit} ({decisive.name})"
-    if verdict != decisive.verdict:  # what was measured bears the claim out
+    if len(measured) < len(parts):
         unit += f"; {len(parts) - len(measured)} of {len(parts)} parts not measured"
     return replace(decisive, name="", verdict=verdict, detail=detail, unit=unit)
 

@@ -137,7 +137,10 @@ def draw_tuning(
 
 
 def _with_chosen_value(tuning: pd.DataFrame) -> pd.DataFrame:
-    """The table with the value of the knob that a row without one was trained with."""
+    """The table with a value of the knob for rows at which none was varied.
+
+    Taken to be the one chosen at the row's L0, which `method.yaml` is to have.
+    """
     level = ["method", "l0_target"]
     chosen = tuning[tuning["chosen"].astype(bool)].dropna(subset=["value"])
     values = chosen.drop_duplicates(level)[[*level, "value"]]

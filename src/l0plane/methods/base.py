@@ -133,7 +133,11 @@ class Method(ABC):
 
     @abstractmethod
     def finish(self, parameters: Parameters) -> Autoencoder:
-        """The trained autoencoder."""
+        """The trained autoencoder.
+
+        Also called before the first step, with the initial parameters, where there are no
+        `estimates`: a mistake is known then.
+        """
 
 
 def geometric_median(x: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
