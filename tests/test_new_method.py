@@ -69,7 +69,11 @@ BROKEN = {
         '"W_enc": directions[:-1].T',
         "tensor W_enc has shape (128, 127); expected (128, 128)",
     ),
-    "nan": ('"b_dec": mean', '"b_dec": mean * np.nan', "b_dec holds values that are not finite"),
+    "not_finite": (
+        '"b_dec": mean',
+        '"b_dec": mean * np.nan',
+        "b_dec holds values that are not finite",
+    ),
     "unknown": (
         '"architecture": "standard"',
         '"architecture": "softmax"',
