@@ -181,6 +181,24 @@ def test_a_factor_printed_for_a_size_gives_the_rate_that_was_chosen_there():
     assert at_level(own, 256, 10, 64)["learning_rate"] == pytest.approx(0.0057, rel=0.01)
 
 
+def test_validation_is_in_float32_where_training_is_not(monkeypatch):
+    encoder = torch.eye(4)
+    autoencoder = Autoencoder(encoder, encoder, torch.zeros(4), torch.zeros(4), TopK(2))
+    x, seen, encode = torch.randn(8, 4), [], Autoencoder.encode
+
+    def watched(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return encode(*arguments)
+
+    monkeypatch.setattr(Autoencoder, "encode", watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        validate(autoencoder, SimpleNamespace(tokens=8, sample=lambda rows: x))
+        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_validation_of_a_known_autoencoder():
     """The first of two latents reads and writes its axis; the second axis is lost."""
     generator = torch.Generator().manual_seed(0)
