@@ -11,6 +11,7 @@ configfile: f"{workflow.basedir}/config/default.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/checks.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/reported.smk"
 include: "workflow/rules/corpus.smk"
